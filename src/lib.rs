@@ -1,1 +1,3 @@
-//! x
+//! Machinist boots whole Linux distributions as lightweight machines.
+
+pub mod spec;
