@@ -1,3 +1,4 @@
 //! Machinist boots whole Linux distributions as lightweight machines.
 
 pub mod spec;
+pub mod sys;

@@ -1,0 +1,66 @@
+//! Every system call that is more than opening a file, and the only `unsafe` of the crate.
+//!
+//! Knows nothing of machines. Each function does one thing and its [`Error`] names the call, the object and
+//! the errno, so that callers add only their intention. Descriptors are close-on-exec by construction.
+#![allow(unsafe_code, reason = "the one place where it may appear; every block says why it is sound")]
+
+pub mod mount;
+pub mod path;
+pub mod process;
+pub mod socket;
+
+use std::fmt;
+
+pub use nix::errno::Errno;
+
+/// A system call that failed: what was called on what, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    /// The call with its object, as in `openat2('etc/os-release')`.
+    pub call: String,
+    /// The kernel's answer.
+    pub errno: Errno,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call, self.errno.desc())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Result of a system call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Turns the errors of the libraries we use into ours, naming the call only when it failed.
+pub trait Context<T> {
+    /// Names the call and its object.
+    fn call(self, call: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> Context<T> for nix::Result<T> {
+    fn call(self, call: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|errno| Error { call: call(), errno })
+    }
+}
+
+impl<T> Context<T> for rustix::io::Result<T> {
+    fn call(self, call: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|errno| Error { call: call(), errno: Errno::from_raw(errno.raw_os_error()) })
+    }
+}
+
+impl<T> Context<T> for std::io::Result<T> {
+    fn call(self, call: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|e| Error { call: call(), errno: e.raw_os_error().map_or(Errno::EIO, Errno::from_raw) })
+    }
+}
+
+/// Turns the -1 of a raw call into the errno.
+fn check(result: libc::c_long) -> nix::Result<i32> {
+    if result < 0 {
+        return Err(Errno::last());
+    }
+    Ok(i32::try_from(result).unwrap_or(i32::MAX))
+}

@@ -1,0 +1,369 @@
+//! Processes: clone3, pidfds, identities, capabilities, filters, and what happens just before exec.
+
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::{Context, Errno, Error, Result, check};
+
+/// `CLONE_INTO_CGROUP`; the libc crate's constant overflows to 0.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Namespace flags for [`clone3`] and [`setns`], from `<linux/sched.h>`.
+pub mod ns {
+    /// Mounts.
+    pub const MOUNT: u64 = 0x0002_0000;
+    /// Control groups.
+    pub const CGROUP: u64 = 0x0200_0000;
+    /// Host name.
+    pub const UTS: u64 = 0x0400_0000;
+    /// System V IPC and POSIX message queues.
+    pub const IPC: u64 = 0x0800_0000;
+    /// Ids and capabilities.
+    pub const USER: u64 = 0x1000_0000;
+    /// Process ids.
+    pub const PID: u64 = 0x2000_0000;
+    /// Network.
+    pub const NET: u64 = 0x4000_0000;
+    /// Monotonic and boot clocks.
+    pub const TIME: u64 = 0x0000_0080;
+}
+
+/// How [`clone3`] makes the child.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clone<'a> {
+    /// Namespaces the child gets anew.
+    pub namespaces: u64,
+    /// Control group the child is born in.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// Make the child a sibling of the caller.
+    pub sibling: bool,
+}
+
+/// Which side of a fork we are on.
+#[derive(Debug)]
+pub enum Fork {
+    /// The new process.
+    Child,
+    /// The caller, holding the child's id and pidfd.
+    Parent(Pid, OwnedFd),
+}
+
+/// Forks with namespaces and control group, and gives the parent a pidfd (`clone(2)`).
+///
+/// The caller must have one thread: the child goes on in a copy of this memory and may allocate.
+pub fn clone3(how: Clone<'_>) -> Result<Fork> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain data for which zero means "not asked for".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = how.namespaces | libc::CLONE_PIDFD as u64;
+    args.pidfd = (&raw mut pidfd) as u64;
+    if how.sibling {
+        // CLONE_PARENT takes the exit signal from the caller.
+        args.flags |= libc::CLONE_PARENT as u64;
+    } else {
+        args.exit_signal = libc::SIGCHLD as u64;
+    }
+    if let Some(cgroup) = how.cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: `args` and `pidfd` outlive the call and the size is passed along; without CLONE_VM the child has
+    // its own copy of the stack.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    let pid = check(result).call(|| format!("clone3({:#x})", args.flags))?;
+    if pid == 0 {
+        return Ok(Fork::Child);
+    }
+    // SAFETY: the kernel stored a new descriptor that nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Fork::Parent(Pid::from_raw(pid), fd))
+}
+
+/// Runs `work` in a short-lived process that shares our memory and descriptors, with its own namespaces.
+///
+/// The caller sleeps until it is done (`CLONE_VFORK`), so `work` may write to anything it borrowed; it must not
+/// panic across the boundary and must not allocate with other threads about. Its result is the exit status.
+pub fn run_sharing_memory(work: &mut dyn FnMut() -> u8) -> Result<u8> {
+    extern "C" fn enter(arg: *mut c_void) -> c_int {
+        // SAFETY: `arg` is the pointer made below, alive because the parent sleeps until we exit.
+        let work = unsafe { &mut *arg.cast::<&mut dyn FnMut() -> u8>() };
+        let code = work();
+        // SAFETY: leaves without running destructors or handlers, which belong to the parent.
+        unsafe { libc::_exit(c_int::from(code)) }
+    }
+    const STACK: usize = 64 << 10;
+    let mut stack = vec![0u128; STACK / 16];
+    let mut work: &mut dyn FnMut() -> u8 = work;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: one past the end of the allocation, 16-byte aligned by its element type.
+    let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
+    // SAFETY: the stack and `work` live until the child has exited, for CLONE_VFORK keeps us here.
+    let pid = unsafe { libc::clone(enter, top.cast(), flags, (&raw mut work).cast()) };
+    let pid = check(libc::c_long::from(pid)).call(|| "clone(CLONE_VM | CLONE_VFORK)".into())?;
+    match nix::sys::wait::waitpid(Pid::from_raw(pid), None).call(|| format!("waitpid({pid})"))? {
+        nix::sys::wait::WaitStatus::Exited(_, code) => Ok(u8::try_from(code & 0xff).unwrap_or(255)),
+        _ => Ok(255),
+    }
+}
+
+/// Leaves at once, running no destructor: how every forked child ends.
+pub fn exit_now(code: u8) -> ! {
+    // SAFETY: ends the process; nothing of it is used afterwards.
+    unsafe { libc::_exit(c_int::from(code)) }
+}
+
+/// Opens a pidfd for a process that cannot be reused, being our child or checked by the caller afterwards.
+pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
+    let raw = rustix::process::Pid::from_raw(pid.as_raw())
+        .ok_or(Error { call: format!("pidfd_open({pid})"), errno: Errno::ESRCH })?;
+    rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).call(|| format!("pidfd_open({pid})"))
+}
+
+/// Sends signal number `signal` (real-time ones included) to the process behind a pidfd.
+pub fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> Result<()> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: no memory is passed; the descriptor is borrowed for the call.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<c_void>(), 0) };
+    check(result).call(|| format!("pidfd_send_signal({signal})")).map(drop)
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// With this exit status.
+    Exited(u8),
+    /// By this signal.
+    Killed(i32),
+}
+
+/// Reaps the child behind a pidfd, waiting for it unless `block` is false (`None`: it still runs).
+pub fn wait_pidfd(pidfd: impl AsFd, block: bool) -> Result<Option<Ended>> {
+    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+    let flags = if block { WaitPidFlag::WEXITED } else { WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG };
+    loop {
+        return match waitid(Id::PIDFd(pidfd.as_fd()), flags) {
+            Ok(WaitStatus::Exited(_, code)) => Ok(Some(Ended::Exited(u8::try_from(code & 0xff).unwrap_or(255)))),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Some(Ended::Killed(signal as i32))),
+            Ok(_) => Ok(None),
+            Err(Errno::EINTR) => continue,
+            Err(errno) => Err(Error { call: "waitid(pidfd)".into(), errno }),
+        };
+    }
+}
+
+fn prctl(option: c_int, arg: u64, name: &str) -> Result<i32> {
+    // SAFETY: the options used here take plain numbers.
+    let result = unsafe { libc::prctl(option, arg, 0, 0, 0) };
+    check(libc::c_long::from(result)).call(|| format!("prctl({name}, {arg})"))
+}
+
+/// Asks for `SIGKILL` when the parent dies; the caller must check afterwards that it has not died already.
+pub fn die_with_parent() -> Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, "PR_SET_PDEATHSIG").map(drop)
+}
+
+/// Forbids others of the same ids to trace us or to read our `/proc` files.
+pub fn set_undumpable() -> Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 0, "PR_SET_DUMPABLE").map(drop)
+}
+
+/// Sets `no_new_privs` for good.
+pub fn set_no_new_privileges() -> Result<()> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, "PR_SET_NO_NEW_PRIVS").map(drop)
+}
+
+/// Names the process as `ps` shows it.
+pub fn set_name(name: &CStr) {
+    // SAFETY: reads a terminated string. It cannot fail.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
+}
+
+/// The capability bounding set as a mask, read from `/proc`-less prctl calls; bits above the kernel's last are 0.
+pub fn bounding_set() -> u64 {
+    let mut set = 0;
+    for bit in 0..64u64 {
+        // SAFETY: takes a number; answers -1 above the last capability.
+        match unsafe { libc::prctl(libc::PR_CAPBSET_READ, bit, 0, 0, 0) } {
+            0 => {}
+            1 => set |= 1 << bit,
+            _ => break,
+        }
+    }
+    set
+}
+
+/// The effective capabilities of this process as a mask.
+pub fn effective_set() -> Result<u64> {
+    rustix::thread::capabilities(None).call(|| "capget".into()).map(|sets| sets.effective.bits())
+}
+
+/// Sets all five capability sets: bounding, permitted and effective become `keep`, the others empty.
+///
+/// Bits we lack ourselves stay off. `present` is the bounding set as it is now.
+pub fn limit_capabilities(keep: u64, present: u64) -> Result<()> {
+    use rustix::thread::{CapabilitySet, CapabilitySets};
+    for bit in 0..64u64 {
+        if present & !keep & (1 << bit) != 0 {
+            prctl(libc::PR_CAPBSET_DROP, bit, "PR_CAPBSET_DROP")?;
+        }
+    }
+    // SAFETY: takes numbers only.
+    let cleared = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    check(libc::c_long::from(cleared)).call(|| "prctl(PR_CAP_AMBIENT_CLEAR_ALL)".into())?;
+    let set = CapabilitySet::from_bits_retain(keep & present);
+    let sets = CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).call(|| format!("capset({:#x})", keep & present))
+}
+
+/// One instruction of a classic BPF program, laid out as the kernel's `struct sock_filter`.
+pub use libc::sock_filter as FilterInsn;
+
+/// Installs a system call filter for this process; it needs `CAP_SYS_ADMIN` or `no_new_privs` (`seccomp(2)`).
+pub fn load_filter(program: &[FilterInsn]) -> Result<()> {
+    let name = || format!("seccomp(SECCOMP_SET_MODE_FILTER, {} instructions)", program.len());
+    let len = u16::try_from(program.len()).map_err(|_| Error { call: name(), errno: Errno::E2BIG })?;
+    let prog = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: `prog` points at `program`, which outlives the call; the kernel only reads it.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const prog) };
+    check(result).call(name).map(drop)
+}
+
+/// Joins a new, empty session keyring, so that no key of the host is possessed (`keyctl(2)`).
+///
+/// A kernel without keyrings has none to leak, so ENOSYS is fine.
+pub fn join_new_keyring() -> Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0) };
+    match check(result) {
+        Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
+        other => other.call(|| "keyctl(KEYCTL_JOIN_SESSION_KEYRING)".into()).map(drop),
+    }
+}
+
+/// Marks every descriptor from `first` on close-on-exec, whoever opened it.
+pub fn close_from_on_exec(first: u32) -> Result<()> {
+    // SAFETY: changes flags of descriptors, closes none.
+    let result = unsafe { libc::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as c_int) };
+    check(libc::c_long::from(result)).call(|| format!("close_range({first}, CLOSE_RANGE_CLOEXEC)")).map(drop)
+}
+
+/// Enters the namespaces `flags` of the process behind a pidfd, all at once (`setns(2)`).
+pub fn setns(pidfd: impl AsFd, flags: u64) -> Result<()> {
+    let flags32 = c_int::try_from(flags).unwrap_or(c_int::MAX);
+    // SAFETY: takes a borrowed descriptor and a number.
+    let result = unsafe { libc::setns(pidfd.as_fd().as_raw_fd(), flags32) };
+    check(libc::c_long::from(result)).call(|| format!("setns(pidfd, {flags:#x})")).map(drop)
+}
+
+/// Leaves the namespaces `flags` for new ones (`unshare(2)`).
+pub fn unshare(flags: u64) -> Result<()> {
+    let flags32 = c_int::try_from(flags).unwrap_or(c_int::MAX);
+    // SAFETY: takes a number; callers have one thread.
+    let result = unsafe { libc::unshare(flags32) };
+    check(libc::c_long::from(result)).call(|| format!("unshare({flags:#x})")).map(drop)
+}
+
+/// Becomes user and group `uid`/`gid` with exactly these supplementary groups; all three ids of each kind.
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
+    let gids: Vec<nix::unistd::Gid> = groups.iter().map(|g| nix::unistd::Gid::from_raw(*g)).collect();
+    nix::unistd::setgroups(&gids).call(|| format!("setgroups({groups:?})"))?;
+    let g = nix::unistd::Gid::from_raw(gid);
+    nix::unistd::setresgid(g, g, g).call(|| format!("setresgid({gid})"))?;
+    let u = nix::unistd::Uid::from_raw(uid);
+    nix::unistd::setresuid(u, u, u).call(|| format!("setresuid({uid})"))
+}
+
+/// Makes a new session and takes the terminal `tty` as its controlling one.
+pub fn take_terminal(tty: impl AsFd) -> Result<()> {
+    nix::unistd::setsid().call(|| "setsid".into())?;
+    rustix::process::ioctl_tiocsctty(tty).call(|| "ioctl(TIOCSCTTY)".into())
+}
+
+/// Gives every signal its default action and blocks none, as exec's successor expects.
+pub fn reset_signals() -> Result<()> {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: sets a default action; KILL, STOP and libc's own two are refused, which is fine.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    nix::sys::signal::SigSet::empty().thread_set_mask().call(|| "sigprocmask(none)".into())
+}
+
+/// Replaces this process by `program`; comes back only with the error.
+pub fn exec(program: &CStr, argv: &[CString], envp: &[CString]) -> Error {
+    match nix::unistd::execve(program, argv, envp) {
+        Err(errno) => Error { call: format!("execve('{}')", program.to_string_lossy()), errno },
+        Ok(never) => match never {},
+    }
+}
+
+/// Replaces this process by the program behind a descriptor; comes back only with the error.
+pub fn exec_fd(program: impl AsFd, shown: &str, argv: &[CString], envp: &[CString]) -> Error {
+    let flags = nix::fcntl::AtFlags::AT_EMPTY_PATH;
+    match nix::unistd::execveat(program.as_fd(), c"", argv, envp, flags) {
+        Err(errno) => Error { call: format!("execveat('{shown}')"), errno },
+        Ok(never) => match never {},
+    }
+}
+
+/// Text as the kernel wants it; a zero byte inside is EINVAL.
+pub fn c_string(text: impl Into<Vec<u8>>) -> Result<CString> {
+    CString::new(text).map_err(|_| Error { call: "text with a zero byte".into(), errno: Errno::EINVAL })
+}
+
+/// Same, for a path.
+pub fn c_path(path: &Path) -> Result<CString> {
+    use std::os::unix::ffi::OsStrExt;
+    c_string(path.as_os_str().as_bytes())
+}
+
+/// Blocks the signals `set` and gives a descriptor that reports them, non-blocking.
+pub fn signal_fd(set: &[Signal]) -> Result<nix::sys::signalfd::SignalFd> {
+    use nix::sys::signalfd::{SfdFlags, SignalFd};
+    let mut mask = nix::sys::signal::SigSet::empty();
+    set.iter().for_each(|s| mask.add(*s));
+    mask.thread_block().call(|| "sigprocmask(block)".into())?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).call(|| "signalfd".into())
+}
+
+/// Brings the loopback link of the current network namespace up.
+pub fn loopback_up() -> Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let fd = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .call(|| "socket(AF_INET)".into())?;
+    // SAFETY: an ifreq is plain data; zero is a valid state of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l'.cast_signed();
+    request.ifr_name[1] = b'o'.cast_signed();
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
+    // SAFETY: `request` is a whole ifreq that outlives the call.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    check(libc::c_long::from(result)).call(|| "ioctl(SIOCSIFFLAGS, lo up)".into()).map(drop)
+}
+
+/// Gives memory that is not needed for waiting back to the kernel: the heap's free pages and the pages of code.
+///
+/// Code pages come back from the page cache when they run again (a few minor faults).
+pub fn trim_memory() {
+    // SAFETY: returns free heap pages; no pointer of ours is touched.
+    unsafe { libc::malloc_trim(0) };
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
+    for line in maps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(range), Some(mode)) = (words.next(), words.next()) else { continue };
+        let file_backed = words.nth(2).is_some_and(|inode| inode != "0");
+        // Only clean pages: text and read-only data before relocation. RELRO pages are private copies
+        // ("r--p" too, but dirty), which DONTNEED would undo, so only executable mappings are given back.
+        if mode != "r-xp" || !file_backed {
+            continue;
+        }
+        let Some((start, end)) = range.split_once('-') else { continue };
+        let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)) else { continue };
+        // SAFETY: a private, executable file mapping is never written, so dropping its pages loses nothing.
+        unsafe { libc::madvise(start as *mut c_void, end - start, libc::MADV_DONTNEED) };
+    }
+}

@@ -1,0 +1,134 @@
+//! Sockets: SEQPACKET pairs that carry messages and descriptors, and the notification socket.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg,
+    setsockopt, socket, socketpair, sockopt,
+};
+
+use super::{Context, Errno, Error, Result};
+
+/// Most descriptors one message carries.
+pub const MAX_FDS: usize = 8;
+
+/// A connected pair on which each message arrives whole or not at all.
+pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .call(|| "socketpair(SOCK_SEQPACKET)".into())
+}
+
+/// Sends one message with descriptors; a vanished reader is EPIPE, never a signal.
+pub fn send(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
+    let slices = [IoSlice::new(data)];
+    loop {
+        match sendmsg::<()>(socket.as_fd().as_raw_fd(), &slices, control, MsgFlags::MSG_NOSIGNAL, None) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error { call: format!("sendmsg({} bytes)", data.len()), errno }),
+        }
+    }
+}
+
+/// One received message.
+#[derive(Debug, Default)]
+pub struct Received {
+    /// Bytes of the message that fitted; 0 at the end of the connection.
+    pub len: usize,
+    /// Descriptors that came along, close-on-exec.
+    pub fds: Vec<OwnedFd>,
+    /// Process id of the sender in our namespace, if credentials were asked for.
+    pub sender: core::option::Option<i32>,
+}
+
+/// Receives one message into `buffer`; blocks unless the socket is non-blocking.
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received> {
+    let mut control = nix::cmsg_space!([RawFd; MAX_FDS], nix::libc::ucred);
+    let mut slices = [IoSliceMut::new(buffer)];
+    loop {
+        let fd = socket.as_fd().as_raw_fd();
+        match recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Ok(message) => {
+                let mut received = Received { len: message.bytes, ..Received::default() };
+                for part in message.cmsgs().call(|| "recvmsg(control)".into())? {
+                    match part {
+                        ControlMessageOwned::ScmRights(raw) => {
+                            // SAFETY: the kernel just made these descriptors for us and nobody else knows them.
+                            received.fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                        }
+                        ControlMessageOwned::ScmCredentials(who) => received.sender = Some(who.pid()),
+                        _ => {}
+                    }
+                }
+                return Ok(received);
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error { call: "recvmsg".into(), errno }),
+        }
+    }
+}
+
+/// A datagram socket, not yet bound, that reports who sent what: PID 1 of the machine notifies through it.
+pub fn notify_socket() -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None).call(|| "socket(SOCK_DGRAM)".into())?;
+    setsockopt(&fd, sockopt::PassCred, &true).call(|| "setsockopt(SO_PASSCRED)".into())?;
+    Ok(fd)
+}
+
+/// Binds `socket` to `name` inside the directory `dir`, however long the directory's path is.
+pub fn bind_in(socket: impl AsFd, dir: impl AsFd, name: &str) -> Result<()> {
+    let path = format!("/proc/self/fd/{}/{name}", dir.as_fd().as_raw_fd());
+    let address = UnixAddr::new(path.as_str()).call(|| format!("address '{name}'"))?;
+    nix::sys::socket::bind(socket.as_fd().as_raw_fd(), &address).call(|| format!("bind('{name}')"))
+}
+
+/// Listens on a SEQPACKET socket `name` in `dir`; only those who may write the file can connect.
+pub fn listen_in(dir: impl AsFd, name: &str) -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).call(|| "socket(SOCK_SEQPACKET)".into())?;
+    bind_in(&fd, dir, name)?;
+    let backlog = nix::sys::socket::Backlog::new(16).call(|| "listen".into())?;
+    nix::sys::socket::listen(&fd, backlog).call(|| format!("listen('{name}')"))?;
+    Ok(fd)
+}
+
+/// Accepts one connection, blocking for reads unless told otherwise; `None` if nobody is waiting.
+pub fn accept(listener: impl AsFd) -> Result<core::option::Option<OwnedFd>> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    match nix::sys::socket::accept4(listener.as_fd().as_raw_fd(), flags) {
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
+        Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => Ok(None),
+        Err(errno) => Err(Error { call: "accept4".into(), errno }),
+    }
+}
+
+/// Connects to the SEQPACKET socket `name` in `dir`.
+pub fn connect_in(dir: impl AsFd, name: &str) -> Result<OwnedFd> {
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+        .call(|| "socket(SOCK_SEQPACKET)".into())?;
+    let path = format!("/proc/self/fd/{}/{name}", dir.as_fd().as_raw_fd());
+    let address = UnixAddr::new(path.as_str()).call(|| format!("address '{name}'"))?;
+    nix::sys::socket::connect(fd.as_raw_fd(), &address).call(|| format!("connect('{name}')"))?;
+    Ok(fd)
+}
+
+/// Sends a datagram to the service manager's socket `address` (a path or `@abstract`), as `sd_notify(3)` does.
+pub fn notify(address: &str, text: &str) -> Result<()> {
+    let fd = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+        .call(|| "socket(SOCK_DGRAM)".into())?;
+    let to = match address.strip_prefix('@') {
+        Some(name) => UnixAddr::new_abstract(name.as_bytes()),
+        None => UnixAddr::new(address),
+    };
+    let to = to.call(|| format!("address '{address}'"))?;
+    let slices = [IoSlice::new(text.as_bytes())];
+    sendmsg(fd.as_raw_fd(), &slices, &[], MsgFlags::MSG_NOSIGNAL, Some(&to))
+        .call(|| format!("sendmsg('{address}')"))
+        .map(drop)
+}
