@@ -1,4 +1,5 @@
 //! Machinist boots whole Linux distributions as lightweight machines.
 
+pub mod plan;
 pub mod spec;
 pub mod sys;
