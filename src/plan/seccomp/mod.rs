@@ -65,6 +65,12 @@ pub struct Insn {
     pub k: u32,
 }
 
+impl From<Insn> for libc::sock_filter {
+    fn from(Insn { code, jt, jf, k }: Insn) -> Self {
+        Self { code, jt, jf, k }
+    }
+}
+
 /// What the filter does on this architecture, for people to read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Summary {

