@@ -1,5 +1,6 @@
 //! Machinist boots whole Linux distributions as lightweight machines.
 
+pub mod config;
 pub mod plan;
 pub mod spec;
 pub mod sys;

@@ -1,0 +1,254 @@
+//! Problems found in files, each with the place it is at, and how they look on a terminal.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
+
+/// Most problems one error shows; a file with more is not a machine file.
+const MAX_SHOWN: usize = 50;
+
+/// One file that was read, kept so that problems can quote it.
+#[derive(Debug)]
+pub(super) struct SourceFile {
+    pub(super) path: PathBuf,
+    pub(super) text: String,
+    line_starts: Vec<usize>,
+}
+
+impl SourceFile {
+    fn new(path: PathBuf, text: String) -> Self {
+        let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { path, text, line_starts }
+    }
+
+    /// Line of a byte, counted from 1.
+    pub(super) fn line(&self, offset: usize) -> usize {
+        self.line_starts.partition_point(|start| *start <= offset)
+    }
+
+    /// The whole lines that a span touches, without the last line end, and where they begin.
+    fn lines(&self, span: &Range<usize>) -> (usize, &str) {
+        let start = self.line_starts[self.line(span.start) - 1];
+        let end = self.line_starts.get(self.line(span.end)).map_or(self.text.len(), |next| next - 1);
+        (start, &self.text[start..end])
+    }
+}
+
+/// Where a value was set: a file and the bytes in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) file: usize,
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+impl Place {
+    pub(super) fn new(file: usize, span: Range<usize>) -> Self {
+        Self { file, start: span.start, end: span.end }
+    }
+}
+
+/// A quoted piece of a file; without a span the file as a whole.
+#[derive(Debug, Clone)]
+struct Label {
+    source: Arc<SourceFile>,
+    span: Option<Range<usize>>,
+    text: String,
+}
+
+/// One problem of one definition.
+#[derive(Debug, Clone)]
+pub struct Diagnostic {
+    message: String,
+    labels: Vec<Label>,
+    hint: Option<String>,
+}
+
+impl Diagnostic {
+    /// Says under the caret what would have been right.
+    pub(super) fn label(&mut self, text: impl Into<String>) -> &mut Self {
+        self.labels[0].text = text.into();
+        self
+    }
+
+    /// Ends the problem with something the user can do.
+    pub(super) fn hint(&mut self, text: impl Into<String>) -> &mut Self {
+        self.hint = Some(text.into());
+        self
+    }
+
+    /// The problem in one line.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The file it is in.
+    pub fn path(&self) -> &Path {
+        &self.labels[0].source.path
+    }
+
+    /// Line in that file, counted from 1; 0 when the problem is something missing from the whole file.
+    pub fn line(&self) -> usize {
+        let label = &self.labels[0];
+        label.span.as_ref().map_or(0, |span| label.source.line(span.start))
+    }
+
+    /// Draws the problem with the lines it is about; colour only on request.
+    pub fn render(&self, color: bool) -> String {
+        let mut group = Level::ERROR.primary_title(&*self.message).elements(Vec::<Origin<'_>>::new());
+        let mut labels = self.labels.iter().peekable();
+        let mut kind = AnnotationKind::Primary;
+        while let Some(label) = labels.next() {
+            let path = label.source.path.to_string_lossy();
+            let Some(span) = &label.span else {
+                group = group.element(Origin::path(path));
+                continue;
+            };
+            let mut shown = vec![(span, &label.text, kind)];
+            kind = AnnotationKind::Context;
+            while let Some(next) = labels.next_if(|next| Arc::ptr_eq(&next.source, &label.source)) {
+                shown.extend(next.span.as_ref().map(|span| (span, &next.text, kind)));
+            }
+            let all = shown.iter().fold((*span).clone(), |all, (s, ..)| all.start.min(s.start)..all.end.max(s.end));
+            let (start, text) = label.source.lines(&all);
+            let snippet = Snippet::source(text).path(path).line_start(label.source.line(start)).fold(true);
+            group = group.element(snippet.annotations(shown.into_iter().map(|(span, text, kind)| {
+                let note = (!text.is_empty()).then_some(&**text);
+                kind.span(span.start - start..span.end - start).label(note)
+            })));
+        }
+        if let Some(hint) = &self.hint {
+            group = group.element(Level::HELP.with_name("hint").message(&**hint));
+        }
+        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        renderer.render(&[group])
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(false))
+    }
+}
+
+/// Draws many problems, an empty line between two, and says how many more there are.
+pub(super) fn render_all(diagnostics: &[Diagnostic], color: bool) -> String {
+    let mut shown: Vec<String> = diagnostics.iter().take(MAX_SHOWN).map(|d| d.render(color)).collect();
+    if let Some(more) = diagnostics.len().checked_sub(MAX_SHOWN).filter(|more| *more > 0) {
+        shown.push(format!("error: {more} more problems are not shown"));
+    }
+    shown.join("\n\n")
+}
+
+/// Draws an error that is about no line of a file.
+pub(super) fn render_plain(message: &str, hint: Option<&str>, color: bool) -> String {
+    let group = Level::ERROR.primary_title(message);
+    let group = group.elements(hint.map(|hint| Level::HELP.with_name("hint").message(hint)));
+    let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+    renderer.render(&[group])
+}
+
+/// The files read so far and every problem found in them.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    files: Vec<Arc<SourceFile>>,
+    found: Vec<(Place, Diagnostic)>,
+}
+
+impl Problems {
+    /// Keeps a file for quoting; the number stands for it in a [`Place`].
+    pub(super) fn add_file(&mut self, path: PathBuf, text: String) -> usize {
+        self.files.push(Arc::new(SourceFile::new(path, text)));
+        self.files.len() - 1
+    }
+
+    pub(super) fn file(&self, file: usize) -> &Arc<SourceFile> {
+        &self.files[file]
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Records a problem of the marked bytes.
+    pub(super) fn report(&mut self, place: Place, message: impl Into<String>) -> &mut Diagnostic {
+        let label = self.quote(place, String::new());
+        self.push(place, message.into(), vec![label])
+    }
+
+    /// Records a clash of a value with an earlier one.
+    pub(super) fn clash(
+        &mut self,
+        place: Place,
+        message: impl Into<String>,
+        earlier: Option<Place>,
+        text: &str,
+    ) -> &mut Diagnostic {
+        let first = self.quote(place, String::new());
+        let second = earlier.map(|earlier| self.quote(earlier, text.to_owned()));
+        self.push(place, message.into(), std::iter::once(first).chain(second).collect())
+    }
+
+    /// Records that something is missing from a file as a whole.
+    pub(super) fn report_file(&mut self, file: usize, message: impl Into<String>) -> &mut Diagnostic {
+        let label = Label { source: Arc::clone(&self.files[file]), span: None, text: String::new() };
+        self.push(Place::new(file, 0..0), message.into(), vec![label])
+    }
+
+    fn quote(&self, place: Place, text: String) -> Label {
+        Label { source: Arc::clone(&self.files[place.file]), span: Some(place.start..place.end), text }
+    }
+
+    fn push(&mut self, place: Place, message: String, labels: Vec<Label>) -> &mut Diagnostic {
+        self.found.push((place, Diagnostic { message, labels, hint: None }));
+        let last = self.found.len() - 1;
+        &mut self.found[last].1
+    }
+
+    /// Forgets problems found since `mark` on these lines of a file, which were told about already.
+    pub(super) fn forget_on_lines(&mut self, file: usize, mark: usize, lines: &[usize]) {
+        let source = &self.files[file];
+        let mut index = 0;
+        self.found.retain(|(at, _)| {
+            index += 1;
+            index <= mark || !lines.contains(&source.line(at.start))
+        });
+    }
+
+    /// Number of problems so far.
+    pub(super) fn len(&self) -> usize {
+        self.found.len()
+    }
+
+    /// All problems, by file in the order of reading, then by place.
+    pub(super) fn into_diagnostics(mut self) -> Vec<Diagnostic> {
+        self.found.sort_by_key(|(place, _)| *place);
+        self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
+    }
+}
+
+/// What a user wrote, fit for one line of output.
+pub(super) fn quoted(text: &str) -> String {
+    let mut shown: String = text.chars().take(60).flat_map(char::escape_debug).collect();
+    if text.chars().nth(60).is_some() {
+        shown.push('…');
+    }
+    format!("'{shown}'")
+}
+
+/// The candidate a misspelt word most likely means.
+pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > 64 {
+        return None;
+    }
+    let limit = (word.chars().count() / 3).max(1);
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
+        .filter(|(distance, _)| *distance <= limit)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,304 @@
+//! The machine file, key by key: the only place that names its keys, their types, defaults and meaning.
+
+use std::collections::BTreeMap;
+
+use super::diagnostic::Place;
+use super::reader::{At, Entry, Keyed, NonEmpty, Reader, Rows, Setting, Value, table};
+use super::units::{LogSize, Mode, Size, Timeout};
+use super::values::{
+    Argument, CapabilityWord, CgroupPath, HostPath, InitWord, Line, ProfileName, SyscallWord, VariableName,
+    VariableValue,
+};
+use crate::spec::{
+    BindIdmap, Clock, GuestPath, Hostname, Layer, MachineId, NetworkMode, Ownership, Propagation, Ready, Upper,
+    UserMode, Volatile,
+};
+
+table! {
+    /// Definition of one machine for Machinist. Unset always means the default.
+    MachineFile {
+        /// One line about the machine for people.
+        "description" description: Option<Line> = None,
+        /// Profiles this definition builds on; later ones win, and the definition wins over all.
+        "extends" extends: Vec<At<ProfileName>> = Vec::new(),
+        /// What runs in the machine, and how it starts and stops.
+        "boot" boot: BootTable = BootTable::unset(),
+        /// Who the machine says it is.
+        "identity" identity: IdentityTable = IdentityTable::unset(),
+        /// Where the root tree comes from: exactly one of `directory` and `overlay`.
+        "root" root: RootTable = RootTable::unset(),
+        /// Files and directories of the host that appear in the machine.
+        "bind" bind: Rows<BindTable> = Rows(Vec::new()),
+        /// File systems in memory.
+        "tmpfs" tmpfs: Rows<TmpfsTable> = Rows(Vec::new()),
+        /// Overlays below the root.
+        "overlay" overlay: Rows<ExtraOverlayTable> = Rows(Vec::new()),
+        /// Which ids the machine's processes have on the host.
+        "users" users: UsersTable = UsersTable::unset(),
+        /// Which network the machine sees.
+        "network" network: NetworkTable = NetworkTable::unset(),
+        /// What the machine may do beyond or short of the default.
+        "security" security: SecurityTable = SecurityTable::unset(),
+        /// What becomes of the console's output.
+        "console" console: ConsoleTable = ConsoleTable::unset(),
+        /// Where the machine's control group is.
+        "cgroup" cgroup: CgroupTable = CgroupTable::unset(),
+    }
+}
+
+table! {
+    /// What runs in the machine, and how it starts and stops.
+    BootTable {
+        /// The init to boot: found in the tree (`auto`), of this kind, or this program of the tree.
+        "init" init: InitWord = InitWord::Auto,
+        /// Arguments of the init.
+        "args" args: Vec<At<Argument>> = Vec::new(),
+        /// Instead of an init: this program and its arguments, run under a small PID 1 that reaps.
+        "command" command: Option<NonEmpty<Argument>> = None,
+        /// Variables added to the environment of the init or command.
+        "environment" environment: BTreeMap<VariableName, At<VariableValue>> = BTreeMap::new(),
+        /// When the machine counts as ready: when its init says so (`notify`), as soon as it runs
+        /// (`started`), or whichever of the two fits the init (`auto`).
+        "ready" ready: Ready = Ready::Auto,
+        /// How long an orderly stop may take before the machine is killed.
+        "stop-timeout" stop_timeout: Timeout = Timeout::DEFAULT,
+        /// Whether uptime counts from the host's boot (`host`) or from the machine's start (`own`).
+        "clock" clock: Clock = Clock::Host,
+        /// Refuse a tree without an os-release file, which is most likely no tree at all.
+        "check-os-release" check_os_release: bool = true,
+    }
+}
+
+table! {
+    /// Who the machine says it is.
+    IdentityTable {
+        /// Host name in the machine; the machine's name unless set.
+        "hostname" hostname: Option<Hostname> = None,
+        /// Machine id offered to the init; a new one at each start unless set.
+        "machine-id" machine_id: Option<MachineId> = None,
+    }
+}
+
+table! {
+    /// Where the root tree comes from: exactly one of `directory` and `overlay`.
+    RootTable {
+        /// This directory of the host is the root; the machine writes to it.
+        "directory" directory: Option<HostPath> = None,
+        /// Read-only layers with a place for writes on top.
+        "overlay" overlay: Option<RootOverlayTable> = None,
+        /// Mount the root read-only.
+        "read-only" read_only: bool = false,
+        /// What forgets its writes at stop: nothing (`no`), /var (`state`) or everything but /usr (`yes`).
+        "volatile" volatile: Volatile = Volatile::No,
+    }
+}
+
+table! {
+    /// Read-only layers with a place for writes on top.
+    RootOverlayTable {
+        /// Layers, topmost first: names of images, or absolute paths of the host (`/` is its own tree).
+        "lower" lower: NonEmpty<Layer> = NonEmpty(Vec::new()),
+        /// Where writes go: kept by Machinist (`persistent`), in memory until the machine stops
+        /// (`ephemeral`), or in this directory of the host.
+        "upper" upper: Upper = Upper::Persistent,
+    }
+}
+
+table! {
+    /// A file or directory of the host that appears in the machine.
+    BindTable {
+        /// Absolute path on the host.
+        "source" source: Option<HostPath> = None,
+        /// Absolute path in the machine; the same as the source unless set.
+        "target" target: Option<GuestPath> = None,
+        /// Refuse writes through the bind.
+        "read-only" read_only: bool = false,
+        /// Bring the mounts below the source along.
+        "recursive" recursive: bool = true,
+        /// Skip the bind if the source does not exist.
+        "optional" optional: bool = false,
+        /// How owners appear in the machine: by the machine's own map (`private`), as on the host (`none`),
+        /// the source's owner as root (`root-owner`) or as the target's owner (`owner`), or by a list such
+        /// as `["u:1000->33", "g:100->100", "2000-2009->0-9"]`, host ids first.
+        "idmap" idmap: BindIdmap = BindIdmap::Private,
+        /// Whether mounts that the host makes below the source later appear (`slave`) or not (`private`).
+        "propagation" propagation: Propagation = Propagation::Private,
+    }
+}
+
+table! {
+    /// A file system in memory.
+    TmpfsTable {
+        /// Absolute path in the machine.
+        "target" target: Option<GuestPath> = None,
+        /// Most it may hold, such as "512M"; half the host's memory unless set.
+        "size" size: Option<Size> = None,
+        /// Mode of its top directory, in octal digits.
+        "mode" mode: Mode = Mode::DEFAULT,
+    }
+}
+
+table! {
+    /// An overlay below the root.
+    ExtraOverlayTable {
+        /// Absolute path in the machine.
+        "target" target: Option<GuestPath> = None,
+        /// Layers, topmost first: names of images or absolute paths of the host.
+        "lower" lower: NonEmpty<Layer> = NonEmpty(Vec::new()),
+        /// Where writes go: `persistent`, `ephemeral` or a directory of the host; read-only unless set.
+        "upper" upper: Option<Upper> = None,
+    }
+}
+
+table! {
+    /// Which ids the machine's processes have on the host.
+    UsersTable {
+        /// A range of its own (`auto`), exactly `{ shift, size }`, the host's ids in a user namespace
+        /// (`identity`), or no user namespace at all (`host`).
+        "mode" mode: UserMode = UserMode::Auto,
+        /// How files get these ids: idmapped mounts (`auto`, `map`), new owners on disk (`chown`), or they
+        /// have them already (`off`).
+        "ownership" ownership: Ownership = Ownership::Auto,
+    }
+}
+
+table! {
+    /// A range of ids for one machine.
+    RangeTable {
+        /// First host id, which is id 0 in the machine.
+        "shift" shift: Option<u32> = None,
+        /// How many ids.
+        "size" size: u32 = crate::spec::ID_RANGE_SIZE,
+    }
+}
+
+table! {
+    /// Which network the machine sees.
+    NetworkTable {
+        /// Nothing but a loopback link of its own (`private`), or the host's network (`host`).
+        "mode" mode: NetworkMode = NetworkMode::Private,
+    }
+}
+
+table! {
+    /// What the machine may do beyond or short of the default.
+    SecurityTable {
+        /// Capabilities beyond or short of the default set.
+        "capabilities" capabilities: CapabilitiesTable = CapabilitiesTable::unset(),
+        /// System calls beyond or short of the default filter.
+        "seccomp" seccomp: SeccompTable = SeccompTable::unset(),
+        /// Never gain rights by executing a program: setuid programs of the machine lose their effect.
+        "no-new-privileges" no_new_privileges: bool = false,
+    }
+}
+
+table! {
+    /// Capabilities beyond or short of the default set.
+    CapabilitiesTable {
+        /// Capabilities to grant, such as "NET_ADMIN", or "all".
+        "add" add: Vec<At<CapabilityWord>> = Vec::new(),
+        /// Capabilities to take, such as "NET_RAW", or "all".
+        "drop" drop: Vec<At<CapabilityWord>> = Vec::new(),
+    }
+}
+
+table! {
+    /// System calls beyond or short of the default filter.
+    SeccompTable {
+        /// System calls or `@sets` to allow.
+        "allow" allow: Vec<At<SyscallWord>> = Vec::new(),
+        /// System calls or `@sets` to deny.
+        "deny" deny: Vec<At<SyscallWord>> = Vec::new(),
+    }
+}
+
+table! {
+    /// What becomes of the console's output.
+    ConsoleTable {
+        /// Keep what the console shows in a file.
+        "log" log: bool = true,
+        /// Size at which that file is rotated; one older file is kept.
+        "log-size" log_size: LogSize = LogSize::DEFAULT,
+    }
+}
+
+table! {
+    /// Where the machine's control group is.
+    CgroupTable {
+        /// Group below which the machine's is made, from the top of the cgroup2 tree; the group we run in
+        /// unless set.
+        "parent" parent: Option<CgroupPath> = None,
+    }
+}
+
+impl Keyed for BindTable {
+    fn identity(&self) -> Option<&str> {
+        let target = self.target.value.as_ref().map(GuestPath::as_str);
+        if self.target.is_set() { target } else { self.source.value.as_ref().map(HostPath::as_str) }
+    }
+}
+
+impl Keyed for TmpfsTable {
+    fn identity(&self) -> Option<&str> {
+        self.target.value.as_ref().map(GuestPath::as_str)
+    }
+}
+
+impl Keyed for ExtraOverlayTable {
+    fn identity(&self) -> Option<&str> {
+        self.target.value.as_ref().map(GuestPath::as_str)
+    }
+}
+
+impl MachineFile {
+    /// Lays a stronger file over this one.
+    ///
+    /// Where two keys exclude each other, the stronger file's choice removes the weaker one's: otherwise a
+    /// profile's root could never be replaced.
+    pub(super) fn put_over(&mut self, over: Self) {
+        if over.root.value.directory.is_set() && !over.root.value.overlay.is_set() {
+            self.root.value.overlay = At::default(None);
+        }
+        if over.root.value.overlay.is_set() && !over.root.value.directory.is_set() {
+            self.root.value.directory = At::default(None);
+        }
+        let boots_init = over.boot.value.init.is_set() || over.boot.value.args.is_set();
+        if over.boot.value.command.is_set() && !boots_init {
+            self.boot.value.init = At::default(InitWord::Auto);
+            self.boot.value.args = At::default(Vec::new());
+        }
+        if boots_init && !over.boot.value.command.is_set() {
+            self.boot.value.command = At::default(None);
+        }
+        self.merge(over);
+    }
+
+    /// Every key with its effective value.
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        let mut entries = Vec::with_capacity(64);
+        self.list("", None, &mut entries);
+        entries
+    }
+}
+
+/// Tables by the name that a message gives them, with their keys.
+const TABLES: [(&str, &[&str]); 13] = [
+    ("the top of the file", MachineFile::KEYS),
+    ("`[boot]`", BootTable::KEYS),
+    ("`[identity]`", IdentityTable::KEYS),
+    ("`[root]`", RootTable::KEYS),
+    ("`overlay` of `[root]`", RootOverlayTable::KEYS),
+    ("`[[bind]]`", BindTable::KEYS),
+    ("`[[tmpfs]]`", TmpfsTable::KEYS),
+    ("`[users]`", UsersTable::KEYS),
+    ("`[security]`", SecurityTable::KEYS),
+    ("`capabilities` of `[security]`", CapabilitiesTable::KEYS),
+    ("`seccomp` of `[security]`", SeccompTable::KEYS),
+    ("`[console]`", ConsoleTable::KEYS),
+    ("`[cgroup]`", CgroupTable::KEYS),
+];
+
+/// The table that a key belongs in, for one found in the wrong place.
+pub(super) fn table_with(key: &str) -> Option<&'static str> {
+    TABLES.iter().find(|(_, keys)| keys.contains(&key)).map(|(table, _)| *table)
+}

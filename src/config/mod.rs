@@ -1,0 +1,186 @@
+//! Understands machine files: finds them, lays them over each other, checks them and gives a
+//! [`MachineSpec`].
+//!
+//! A definition is `NAME.toml` in the first of [`Layout::config_dirs`] that has one, or a file named by its path.
+//! It is laid over the profiles it `extends`, and its drop-ins (`NAME.toml.d/*.toml`) over it. Tables merge key by
+//! key, arrays of tables add up (the same target replaces), everything else replaces.
+//!
+//! Every problem of every file is found before anything is reported, each with its line. Nothing here looks at
+//! the trees, directories and images a definition names, and nothing is ever written.
+
+mod diagnostic;
+mod file;
+mod ids;
+mod layers;
+mod reader;
+mod units;
+mod validate;
+mod values;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+pub use diagnostic::Diagnostic;
+
+use crate::spec::{Layout, MachineName, MachineSpec, WordError};
+
+/// A definition, understood.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What the machine is asked to be.
+    pub spec: MachineSpec,
+    /// Every file that had a say, weakest first.
+    pub files: Vec<PathBuf>,
+    /// Every key with its effective value and who set it, in the order of the file format.
+    pub origins: Vec<Origin>,
+}
+
+/// The effective value of one key and where it comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Origin {
+    /// Dotted, with an index for arrays of tables: `bind[0].target`.
+    pub key: String,
+    /// As the file has it; null for a key that is unset and has no default.
+    pub value: serde_json::Value,
+    /// Who set it.
+    pub source: OriginSource,
+}
+
+/// Who set a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OriginSource {
+    /// Nobody.
+    Default,
+    /// This line of this file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+    },
+}
+
+/// Why a definition gives no machine.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// The name is none.
+    Name(WordError),
+    /// No directory has a definition of that name.
+    NotFound {
+        /// The name.
+        name: String,
+        /// The files looked for, strongest first.
+        looked: Vec<PathBuf>,
+        /// A name that exists and was perhaps meant.
+        nearest: Option<String>,
+    },
+    /// A file exists and cannot be read.
+    Io {
+        /// What was tried: `open`, `read` or `list`.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        error: io::Error,
+    },
+    /// A file can be read and is no text we accept.
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        why: String,
+    },
+    /// The files are wrong; never empty.
+    Diagnostics(Vec<Diagnostic>),
+}
+
+impl ConfigError {
+    /// The whole error for a terminal, with the lines it is about; several lines, no line end.
+    pub fn render(&self, color: bool) -> String {
+        match self {
+            Self::Diagnostics(diagnostics) => diagnostic::render_all(diagnostics, color),
+            _ => diagnostic::render_plain(&self.to_string(), self.hint().as_deref(), color),
+        }
+    }
+
+    /// What the user can do about it, where that is known.
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotFound { nearest: Some(near), .. } => Some(format!("did you mean '{near}'?")),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(error) => error.fmt(f),
+            Self::NotFound { name, looked, .. } => {
+                let looked: Vec<String> = looked.iter().map(|path| format!("'{}'", path.display())).collect();
+                write!(f, "there is no machine '{name}': looked for {}", looked.join(", "))
+            }
+            Self::Io { action, path, error } => {
+                write!(f, "cannot {action} '{}': {}", path.display(), errno_text(error))
+            }
+            Self::Unfit { path, why } => write!(f, "cannot use '{}' as a machine file: {why}", path.display()),
+            Self::Diagnostics(diagnostics) => f.write_str(&diagnostic::render_all(diagnostics, false)),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The system's words for an error, without the number that the standard library adds.
+fn errno_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
+/// Finds, reads and checks one definition, by name or by file.
+pub fn load(layout: &Layout, name_or_file: &str) -> Result<Loaded, ConfigError> {
+    let layers::Layered { name, mut file, main, order, is_toml, mut problems } = layers::read(layout, name_or_file)?;
+    validate::settle(&name, &mut file);
+    let spec = if is_toml { validate::validate(name, &file, main, &mut problems) } else { None };
+    let Some(spec) = spec.filter(|_| problems.is_empty()) else {
+        return Err(ConfigError::Diagnostics(problems.into_diagnostics()));
+    };
+    let origins = file.entries().into_iter().map(|entry| Origin {
+        key: entry.key,
+        value: entry.value,
+        source: match entry.place {
+            None => OriginSource::Default,
+            Some(place) => {
+                let source = problems.file(place.file);
+                OriginSource::File { path: source.path.clone(), line: source.line(place.start) }
+            }
+        },
+    });
+    let files = order.iter().map(|index| problems.file(*index).path.clone()).collect();
+    Ok(Loaded { spec, origins: origins.collect(), files })
+}
+
+/// Every definition there is, by name; of those with the same name the strongest.
+///
+/// Directories that cannot be read and files whose names are no machine names are passed over.
+pub fn list(layout: &Layout) -> Vec<(MachineName, PathBuf)> {
+    let mut found = BTreeMap::new();
+    for dir in layout.config_dirs() {
+        let Ok(entries) = std::fs::read_dir(dir.join("machines")) else { continue };
+        for entry in entries.flatten().filter(|entry| layers::is_definition(&entry.file_name())) {
+            let path = entry.path();
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            if let Some(name) = stem.and_then(|stem| MachineName::parse(stem).ok()) {
+                found.entry(name).or_insert(path);
+            }
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// The JSON schema of a machine file.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(file::MachineFile).to_value()
+}
