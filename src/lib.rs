@@ -1,6 +1,7 @@
 //! Machinist boots whole Linux distributions as lightweight machines.
 
 pub mod config;
+pub mod host;
 pub mod plan;
 pub mod spec;
 pub mod sys;

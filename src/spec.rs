@@ -144,6 +144,11 @@ impl GuestPath {
         Ok(Self(format!("/{}", parts.join("/"))))
     }
 
+    /// `/var`, which `volatile = "state"` covers.
+    pub fn var() -> Self {
+        Self("/var".to_owned())
+    }
+
     /// The path with its leading slash.
     pub fn as_str(&self) -> &str {
         &self.0

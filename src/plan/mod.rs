@@ -1,3 +1,337 @@
 //! Decides everything about a machine before anything is done. Pure: no I/O, no clock, no environment.
+//!
+//! [`build`] turns a [`MachineSpec`] and the [`HostFacts`] into a [`Plan`], which is data: `machinist plan`
+//! prints it without root, tests compare it, and the supervisor's children carry it out word for word.
+//! Ids in a plan are the machine's own; whoever carries it out adds the shift of the range that was picked.
 
+pub mod mounts;
+pub mod privileges;
 pub mod seccomp;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::host::HostFacts;
+use crate::spec::{
+    Clock, Console, IdRange, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Ownership, Payload, Ready,
+    RootSource, Upper, UserMode, Volatile, cgroup_name,
+};
+use mounts::MountOp;
+use seccomp::SyscallPolicy;
+
+/// Everything that will be done for a machine, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Plan {
+    /// The machine.
+    pub name: MachineName,
+    /// Which namespaces are its own besides mount, pid, uts, ipc and cgroup.
+    pub namespaces: Namespaces,
+    /// Which host ids it gets.
+    pub ids: IdPlan,
+    /// How files come to belong to them.
+    pub ownership: Ownership,
+    /// Where the root tree comes from.
+    pub root: RootPlan,
+    /// What is mounted below it, in order.
+    pub mounts: Vec<MountOp>,
+    /// Capabilities and what else limits the payload.
+    pub privileges: privileges::Privileges,
+    /// Changes to the default system call filter.
+    pub seccomp: SyscallPolicy,
+    /// Its control group.
+    pub cgroup: CgroupPlan,
+    /// The kept console.
+    pub console: Console,
+    /// What runs as PID 1.
+    pub exec: Exec,
+    /// What the host cannot do or the user should know, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// The namespaces that depend on the machine's file; the other five are always new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Namespaces {
+    /// Ids and capabilities of its own.
+    pub user: bool,
+    /// Network of its own.
+    pub network: bool,
+    /// Boot clock of its own.
+    pub time: bool,
+}
+
+/// Which host ids a machine gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IdPlan {
+    /// Those of the host: no user namespace.
+    Host,
+    /// A user namespace onto the host's first 65,536 ids.
+    Identity,
+    /// The remembered range, or one picked by the machine's name.
+    Picked,
+    /// Exactly this range.
+    Fixed(IdRange),
+}
+
+/// The root tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RootPlan {
+    /// Directory or overlay, with every name turned into a path.
+    pub source: TreePlan,
+    /// No writes to it.
+    pub read_only: bool,
+    /// What of it forgets its writes.
+    pub volatile: Volatile,
+    /// Refuse a tree without os-release.
+    pub check_os_release: bool,
+}
+
+/// A tree of the host or a stack of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TreePlan {
+    /// This directory.
+    Directory(PathBuf),
+    /// This stack.
+    Overlay(OverlayPlan),
+}
+
+/// An overlay mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct OverlayPlan {
+    /// Topmost first.
+    pub lower: Vec<PathBuf>,
+    /// Where writes go; without one the overlay is read-only.
+    pub upper: Option<UpperPlan>,
+}
+
+/// Where the writes of an overlay go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpperPlan {
+    /// A tmpfs that lives as long as the mount.
+    Memory,
+    /// `upper` and `work` in this directory, which is made if missing.
+    Directory(PathBuf),
+}
+
+/// The machine's control group, relative to the cgroup2 mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CgroupPlan {
+    /// Where cgroup2 is mounted.
+    pub mount: PathBuf,
+    /// The machine's group, beginning with a slash; `supervisor` and `payload` are made in it.
+    pub group: String,
+}
+
+/// What runs as PID 1 and what it is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Exec {
+    /// The program.
+    pub payload: Payload,
+    /// Its environment, without `container_uuid`, which is drawn at start, and `TERM`, the caller's.
+    pub environment: Vec<(String, String)>,
+    /// Host name of the machine.
+    pub hostname: String,
+    /// The id told to the guest; a random one if unset.
+    pub machine_id: Option<MachineId>,
+    /// When the machine counts as ready.
+    pub ready: Ready,
+    /// Seconds an orderly stop may take; for ever if unset.
+    pub stop_timeout: Option<u64>,
+}
+
+/// Why no plan can be made for this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlanError {
+    /// cgroup2 is mounted nowhere.
+    NoCgroup2,
+    /// The kernel is older than the calls we stand on.
+    OldKernel((u32, u32)),
+    /// Two uppers of one machine are the same directory.
+    UpperTwice(PathBuf),
+    /// An upper directory is one of its own lower layers, or lies in one of them, or holds one.
+    UpperInLower {
+        /// The directory for writes.
+        upper: PathBuf,
+        /// The layer.
+        lower: PathBuf,
+    },
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCgroup2 => f.write_str("cgroup2 is not mounted on this host"),
+            Self::OldKernel((a, b)) => write!(f, "the kernel is {a}.{b}, and machines need Linux 5.19 or later"),
+            Self::UpperTwice(path) => write!(f, "two overlays write to the same directory '{}'", path.display()),
+            Self::UpperInLower { upper, lower } if upper == lower => {
+                write!(f, "the directory '{}' is both a layer and the place for writes", upper.display())
+            }
+            Self::UpperInLower { upper, lower } => {
+                write!(
+                    f,
+                    "the place for writes '{}' and the layer '{}' lie one in the other",
+                    upper.display(),
+                    lower.display()
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for PlanError {}
+
+impl PlanError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NoCgroup2 => Some("mount it: `mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified`"),
+            Self::UpperInLower { .. } => Some("give `upper` a directory of its own outside of every layer"),
+            Self::OldKernel(_) | Self::UpperTwice(_) => None,
+        }
+    }
+}
+
+/// Decides how the machine `spec` is made on the host `facts`.
+pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<Plan, PlanError> {
+    let cgroup = facts.cgroup.as_ref().ok_or(PlanError::NoCgroup2)?;
+    if !facts.overlay_idmap() {
+        return Err(PlanError::OldKernel(facts.kernel));
+    }
+    let namespaces = Namespaces {
+        user: spec.users.mode != UserMode::Host,
+        network: spec.network == NetworkMode::Private,
+        time: spec.boot.clock == Clock::Own,
+    };
+    let root = plan_root(spec, layout);
+    let mounts = mounts::plan(spec, namespaces, layout);
+    check_uppers(&root, &mounts)?;
+    let parent = spec.cgroup_parent.as_deref().unwrap_or_else(|| cgroup.delegated()).trim_end_matches('/');
+    let seccomp =
+        SyscallPolicy { allow: spec.security.seccomp_allow.clone(), deny: spec.security.seccomp_deny.clone() };
+    Ok(Plan {
+        name: spec.name.clone(),
+        namespaces,
+        ids: match spec.users.mode {
+            UserMode::Auto => IdPlan::Picked,
+            UserMode::Host => IdPlan::Host,
+            UserMode::Identity => IdPlan::Identity,
+            UserMode::Range(range) => IdPlan::Fixed(range),
+        },
+        ownership: spec.users.ownership,
+        root,
+        mounts,
+        privileges: privileges::plan(&spec.security, namespaces, facts.capabilities),
+        seccomp,
+        cgroup: CgroupPlan { mount: cgroup.mount.clone(), group: format!("{parent}/{}", cgroup_name(&spec.name)) },
+        console: spec.console,
+        exec: Exec {
+            payload: spec.boot.payload.clone(),
+            environment: environment(spec, facts),
+            hostname: spec.identity.hostname.as_str().to_owned(),
+            machine_id: spec.identity.machine_id,
+            ready: spec.boot.ready,
+            stop_timeout: spec.boot.stop_timeout.map(|t| t.as_secs()),
+        },
+        notes: notes(spec, facts, namespaces),
+    })
+}
+
+fn plan_root(spec: &MachineSpec, layout: &Layout) -> RootPlan {
+    let source = match &spec.root.source {
+        RootSource::Directory(path) => TreePlan::Directory(path.clone()),
+        RootSource::Overlay { lower, upper } => TreePlan::Overlay(OverlayPlan {
+            lower: lower.iter().map(|l| layout.layer(l)).collect(),
+            upper: Some(upper_plan(spec, layout, upper, "root")),
+        }),
+    };
+    RootPlan {
+        source,
+        read_only: spec.root.read_only || spec.root.volatile != Volatile::No,
+        volatile: spec.root.volatile,
+        check_os_release: spec.boot.check_os_release,
+    }
+}
+
+pub(crate) fn upper_plan(spec: &MachineSpec, layout: &Layout, upper: &Upper, which: &str) -> UpperPlan {
+    layout.upper(&spec.name, upper, which).map_or(UpperPlan::Memory, UpperPlan::Directory)
+}
+
+/// Refuses overlays that the kernel would accept or refuse with a bare EBUSY or ELOOP, and silently damage.
+fn check_uppers(root: &RootPlan, mounts: &[MountOp]) -> Result<(), PlanError> {
+    let mut overlays: Vec<&OverlayPlan> = Vec::new();
+    if let TreePlan::Overlay(overlay) = &root.source {
+        overlays.push(overlay);
+    }
+    overlays.extend(mounts.iter().filter_map(|op| match op {
+        MountOp::Overlay { overlay, .. } => Some(overlay),
+        _ => None,
+    }));
+    let mut seen: Vec<&PathBuf> = Vec::new();
+    for overlay in overlays {
+        let Some(UpperPlan::Directory(upper)) = &overlay.upper else { continue };
+        if seen.contains(&upper) {
+            return Err(PlanError::UpperTwice(upper.clone()));
+        }
+        seen.push(upper);
+        for lower in &overlay.lower {
+            // `/` as a layer holds every directory; the kernel takes an upper on the same file system below
+            // it as long as neither is the other.
+            let below_layer = upper.starts_with(lower) && lower.as_os_str() != "/";
+            if below_layer || lower.starts_with(upper) {
+                return Err(PlanError::UpperInLower { upper: upper.clone(), lower: lower.clone() });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn environment(spec: &MachineSpec, facts: &HostFacts) -> Vec<(String, String)> {
+    let mut list: Vec<(String, String)> = Vec::new();
+    let mut set = |key: &str, value: &str| list.push((key.to_owned(), value.to_owned()));
+    set("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    // The value that guests' tools know (ConditionVirtualization=, OpenRC, cloud-init); the interface behind
+    // it is the one we serve.
+    set("container", "systemd-nspawn");
+    set("HOME", "/root");
+    set("USER", "root");
+    set("LOGNAME", "root");
+    set("NOTIFY_SOCKET", mounts::NOTIFY_SOCKET);
+    for (key, os) in [("container_host_id", "ID"), ("container_host_version_id", "VERSION_ID")] {
+        if let Some(value) = facts.os_release_value(os) {
+            set(key, value);
+        }
+    }
+    for (key, value) in &spec.boot.environment {
+        list.retain(|(k, _)| k != key);
+        list.push((key.clone(), value.clone()));
+    }
+    list
+}
+
+fn notes(spec: &MachineSpec, facts: &HostFacts, namespaces: Namespaces) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !namespaces.user {
+        notes.push("`users.mode = \"host\"`: root in this machine is root on the host; this is no boundary".to_owned());
+    }
+    if !facts.privileged {
+        notes.push("this process is not root on the host; starting the machine needs root".to_owned());
+    }
+    let missing = privileges::wanted(&spec.security, namespaces) & !facts.capabilities;
+    if missing != 0 {
+        notes.push(format!("this host cannot give: {}", privileges::names(missing).join(", ")));
+    }
+    if !facts.overlay_layer_fds() && matches!(spec.root.source, RootSource::Overlay { .. }) {
+        notes.push("Linux before 6.13: overlay layers are attached in a private mount namespace first".to_owned());
+    }
+    notes
+}

@@ -118,14 +118,15 @@ impl RootFd {
             Err(e) if e.errno == Errno::ENOENT && !parent.is_empty() => self.mount_point(parent, false, owner)?,
             Err(e) => return Err(e),
         };
-        let made = if file {
-            rustix::fs::mknodat(&parent_fd, name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0)
-        } else {
-            rustix::fs::mkdirat(&parent_fd, name, Mode::from_raw_mode(0o755))
-        };
+        let made = super::process::as_file_user(owner, || {
+            if file {
+                rustix::fs::mknodat(&parent_fd, name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0)
+            } else {
+                rustix::fs::mkdirat(&parent_fd, name, Mode::from_raw_mode(0o755))
+            }
+        });
         match made {
-            Ok(()) => chown_at(parent_fd.as_fd(), name, owner, owner)?,
-            Err(rustix::io::Errno::EXIST) => {}
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(e) => return Err(e).call(|| format!("making '/{path}' in the tree")),
         }
         let fd = self.open_inside(path, OFlags::PATH | OFlags::NOFOLLOW | kind)?;

@@ -278,6 +278,24 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     nix::unistd::setresuid(u, u, u).call(|| format!("setresuid({uid})"))
 }
 
+/// Runs `work` with the file system identity `id`, so that what it makes belongs to `id`.
+///
+/// On an idmapped mount a creator without an id of the map is refused (EOVERFLOW), so a later chown is no way.
+pub fn as_file_user<T>(id: u32, work: impl FnOnce() -> T) -> T {
+    let set = |uid: u32, gid: u32| {
+        // Like the calls themselves this cannot fail visibly; a missing privilege shows in `work`.
+        nix::unistd::setfsgid(nix::unistd::Gid::from_raw(gid));
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(uid));
+    };
+    if id == 0 {
+        return work();
+    }
+    set(id, id);
+    let result = work();
+    set(0, 0);
+    result
+}
+
 /// Makes a new session and takes the terminal `tty` as its controlling one.
 pub fn take_terminal(tty: impl AsFd) -> Result<()> {
     nix::unistd::setsid().call(|| "setsid".into())?;

@@ -1,0 +1,157 @@
+//! [`HostFacts`]: what this host and this process can do, found once before anything is decided.
+//!
+//! A handful of small reads, nothing that takes privilege, so that `machinist plan` works for everybody.
+
+use std::path::{Path, PathBuf};
+
+use crate::sys::{Context as _, Errno, Error, Result};
+
+/// Bit of `CAP_SYS_ADMIN` (`capabilities(7)`).
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+/// Where control groups of version 2 are and where we are in them.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CgroupFacts {
+    /// Mount point of cgroup2; on hybrid hosts it is not `/sys/fs/cgroup`.
+    pub mount: PathBuf,
+    /// Our own group, beginning with a slash.
+    pub own: String,
+}
+
+impl CgroupFacts {
+    /// The group below which a machine's group is made: the one we run in, or the parent of a `supervisor`
+    /// group that a service manager put us in (`DelegateSubgroup=`).
+    pub fn delegated(&self) -> &str {
+        match self.own.strip_suffix("/supervisor") {
+            Some(parent) if !parent.is_empty() => parent,
+            _ => &self.own,
+        }
+    }
+}
+
+/// What the host can do.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HostFacts {
+    /// Effective root with `CAP_SYS_ADMIN`: machines can be started.
+    pub privileged: bool,
+    /// Version of the kernel.
+    pub kernel: (u32, u32),
+    /// Capabilities a child could have (the bounding set).
+    pub capabilities: u64,
+    /// cgroup2, if it is mounted anywhere.
+    pub cgroup: Option<CgroupFacts>,
+    /// The host's own os-release, as shown to machines in `/run/host/os-release`.
+    #[serde(skip)]
+    pub os_release: String,
+}
+
+impl HostFacts {
+    /// Overlay layers can be given as open files (Linux 6.13) instead of attached mounts.
+    pub fn overlay_layer_fds(&self) -> bool {
+        self.kernel >= (6, 13)
+    }
+
+    /// Overlay accepts idmapped layers (Linux 5.19).
+    pub fn overlay_idmap(&self) -> bool {
+        self.kernel >= (5, 19)
+    }
+
+    /// One value of the host's os-release, unquoted.
+    pub fn os_release_value(&self, key: &str) -> Option<&str> {
+        let line = self.os_release.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='))?;
+        Some(line.trim_matches(['"', '\'']))
+    }
+}
+
+/// Looks at the host.
+pub fn probe() -> Result<HostFacts> {
+    let status = read("/proc/self/status")?;
+    let uts = nix::sys::utsname::uname().call(|| "uname".into())?;
+    let os_release = ["/etc/os-release", "/usr/lib/os-release"].iter().find_map(|p| read(p).ok()).unwrap_or_default();
+    Ok(HostFacts {
+        privileged: rustix::process::geteuid().is_root() && capability_line(&status, "CapEff:") & CAP_SYS_ADMIN != 0,
+        kernel: parse_kernel_version(&uts.release().to_string_lossy()),
+        capabilities: capability_line(&status, "CapBnd:"),
+        cgroup: probe_cgroup()?,
+        os_release,
+    })
+}
+
+fn read(path: &str) -> Result<String> {
+    std::fs::read_to_string(path).call(|| format!("read('{path}')"))
+}
+
+fn capability_line(status: &str, key: &str) -> u64 {
+    let value = status.lines().find_map(|line| line.strip_prefix(key));
+    value.and_then(|v| u64::from_str_radix(v.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn parse_kernel_version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn probe_cgroup() -> Result<Option<CgroupFacts>> {
+    let own = match read("/proc/self/cgroup") {
+        Ok(text) => text,
+        Err(Error { errno: Errno::ENOENT, .. }) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let Some(own) = own.lines().find_map(|line| line.strip_prefix("0::")) else { return Ok(None) };
+    let usual = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].iter().map(PathBuf::from).find(|p| is_cgroup2(p));
+    let mount = match usual {
+        Some(path) => path,
+        None => match mounted_cgroup2(&read("/proc/self/mountinfo")?) {
+            Some(path) => path,
+            None => return Ok(None),
+        },
+    };
+    Ok(Some(CgroupFacts { mount, own: own.to_owned() }))
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|s| s.f_type == libc::CGROUP2_SUPER_MAGIC)
+}
+
+/// Finds the mount point of a whole cgroup2 hierarchy in the text of mountinfo.
+fn mounted_cgroup2(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut left = left.split(' ').skip(3);
+        let (root, point) = (left.next()?, left.next()?);
+        (right.starts_with("cgroup2 ") && root == "/").then(|| PathBuf::from(point))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_versions_are_read_from_release_strings() {
+        assert_eq!(parse_kernel_version("6.18.44-fc-v669"), (6, 18));
+        assert_eq!(parse_kernel_version("6.1.0-41-amd64"), (6, 1));
+        assert_eq!(parse_kernel_version("7"), (7, 0));
+    }
+
+    #[test]
+    fn cgroup2_is_found_wherever_it_is_mounted() {
+        let info = "24 1 0:22 / /sys rw - sysfs sysfs rw\n\
+                    30 24 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                    31 24 0:27 /a /x rw - cgroup2 cgroup2 rw\n\
+                    32 24 0:27 / /cg2 rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
+        assert_eq!(mounted_cgroup2(info), Some(PathBuf::from("/cg2")));
+        assert_eq!(mounted_cgroup2(""), None);
+    }
+
+    #[test]
+    fn a_supervisor_group_delegates_its_parent() {
+        let facts = |own: &str| CgroupFacts { mount: "/".into(), own: own.into() };
+        assert_eq!(facts("/machine.slice/m.service/supervisor").delegated(), "/machine.slice/m.service");
+        assert_eq!(facts("/user.slice/a.scope").delegated(), "/user.slice/a.scope");
+        assert_eq!(facts("/").delegated(), "/");
+        assert_eq!(facts("/supervisor").delegated(), "/supervisor");
+    }
+}

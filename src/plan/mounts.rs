@@ -1,0 +1,351 @@
+//! The ordered list of mounts below a machine's root.
+//!
+//! First the interface every machine has (`/proc`, `/sys`, `/dev`, `/run`, `/tmp` and `/run/host`, as systemd's
+//! container interface describes it), then what the file asks for, by depth of target and position in the
+//! file. Masks and read-only views come right after what they cover, and are made by the host's user
+//! namespace, so that the payload's root can take none of them away.
+
+use serde::Serialize;
+
+use super::{Namespaces, OverlayPlan, upper_plan};
+use crate::spec::{Bind, GuestPath, Layout, MachineSpec, NetworkMode, Propagation, Tmpfs, Volatile};
+
+/// Where PID 1 of the machine sends its notifications.
+pub const NOTIFY_SOCKET: &str = "/run/host/notify";
+
+/// One step. Targets are relative to the root; those of the interface are never reached through a symlink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum MountOp {
+    /// A file system made inside the machine's namespaces.
+    Api {
+        /// Which.
+        fs: ApiFs,
+        /// Where.
+        target: &'static str,
+    },
+    /// `/sys`: a read-only tmpfs with only these directories of sysfs.
+    Sysfs {
+        /// Names kept.
+        keep: &'static [&'static str],
+    },
+    /// A small tmpfs filled before it is attached.
+    Tree {
+        /// Where.
+        target: &'static str,
+        /// What it holds.
+        entries: Vec<Entry>,
+        /// No writes after it has been filled.
+        read_only: bool,
+        /// Mode of its root directory.
+        mode: u32,
+        /// Programs on it may be executed.
+        exec: bool,
+        /// Device nodes on it work.
+        devices: bool,
+    },
+    /// The machine's console on `/dev/console`.
+    Console,
+    /// Makes these unreadable: each is covered by an empty file or directory without permissions.
+    Mask {
+        /// Those that do not exist are skipped.
+        targets: &'static [&'static str],
+        /// Whether they are directories.
+        directories: bool,
+    },
+    /// Makes these read-only.
+    ReadOnly {
+        /// Those that do not exist are skipped.
+        targets: &'static [&'static str],
+        /// A part of them that stays writable.
+        except: Option<&'static str>,
+    },
+    /// Covers `target` with the file `source` of `/run/host`.
+    Replace {
+        /// Skipped if it does not exist.
+        target: &'static str,
+        /// Name in `/run/host`.
+        source: &'static str,
+    },
+    /// `[[tmpfs]]`
+    Tmpfs(Tmpfs),
+    /// `[[bind]]`
+    Bind(Bind),
+    /// `[[overlay]]`
+    Overlay {
+        /// Where.
+        target: GuestPath,
+        /// What.
+        overlay: OverlayPlan,
+    },
+    /// Shows the host's resolver configuration to a machine that shares its network.
+    Resolver,
+}
+
+/// A file system that belongs to the machine's namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the kernel's names")]
+pub enum ApiFs {
+    Proc,
+    Devpts,
+    Mqueue,
+    Cgroup2,
+}
+
+/// What stands in a tree we make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Entry {
+    /// Path below the tree's root.
+    pub name: &'static str,
+    /// What it is.
+    pub node: Node,
+}
+
+/// Kinds of [`Entry`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Node {
+    /// A directory with this mode.
+    Directory(u32),
+    /// A symlink to this.
+    Symlink(&'static str),
+    /// A character device, mode 0666.
+    Device(u32, u32),
+    /// A file with this text, mode 0444.
+    Text(Text),
+    /// A node nobody can use: mode 0.
+    Dead(Dead),
+    /// A FIFO, mode 0600.
+    Fifo,
+    /// The bound notification socket, writable by the machine's root.
+    NotifySocket,
+}
+
+/// Texts that are known only at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "named after the file that holds it")]
+pub enum Text {
+    Empty,
+    ContainerManager,
+    ContainerUuid,
+    OsRelease,
+    BootId,
+}
+
+/// File types of `/run/host/inaccessible`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Dead {
+    Reg,
+    Dir,
+    Fifo,
+    Sock,
+    Chr,
+    Blk,
+}
+
+const SYS_KEEP: &[&str] = &["block", "bus", "class", "dev", "devices", "kernel"];
+
+/// Files of `/proc` that tell about or act on the host.
+const PROC_MASK: &[&str] = &[
+    "proc/kallsyms",
+    "proc/kcore",
+    "proc/keys",
+    "proc/latency_stats",
+    "proc/sched_debug",
+    "proc/sysrq-trigger",
+    "proc/timer_list",
+    "proc/timer_stats",
+    "proc/kpagecount",
+    "proc/kpageflags",
+    "proc/kpagecgroup",
+];
+const PROC_READ_ONLY: &[&str] =
+    &["proc/sys", "proc/acpi", "proc/apm", "proc/asound", "proc/bus", "proc/fs", "proc/irq", "proc/scsi"];
+const SYS_MASK: &[&str] =
+    &["sys/devices/virtual/powercap", "sys/kernel/debug", "sys/kernel/tracing", "sys/kernel/security"];
+
+/// Lists the mounts of a machine in the order in which they are made.
+pub(super) fn plan(spec: &MachineSpec, namespaces: Namespaces, layout: &Layout) -> Vec<MountOp> {
+    let mut ops = Vec::new();
+    if spec.root.volatile == Volatile::State {
+        ops.push(MountOp::Tmpfs(Tmpfs { target: GuestPath::var(), size: None, mode: 0o755 }));
+    }
+    ops.extend([
+        tree("run", 0o755, true, vec![Entry { name: "host", node: Node::Directory(0o755) }]),
+        run_host(),
+        MountOp::Api { fs: ApiFs::Proc, target: "proc" },
+        MountOp::ReadOnly { targets: PROC_READ_ONLY, except: namespaces.network.then_some("proc/sys/net") },
+        MountOp::Mask { targets: PROC_MASK, directories: false },
+        MountOp::Replace { target: "proc/sys/kernel/random/boot_id", source: "boot-id" },
+        MountOp::Replace { target: "proc/kmsg", source: "kmsg" },
+        MountOp::Sysfs { keep: SYS_KEEP },
+        MountOp::Mask { targets: SYS_MASK, directories: true },
+        MountOp::Api { fs: ApiFs::Cgroup2, target: "sys/fs/cgroup" },
+        dev(),
+        MountOp::Api { fs: ApiFs::Devpts, target: "dev/pts" },
+        MountOp::Console,
+        MountOp::Api { fs: ApiFs::Mqueue, target: "dev/mqueue" },
+        tree("dev/shm", 0o1777, false, Vec::new()),
+        tree("tmp", 0o1777, true, Vec::new()),
+    ]);
+    if spec.network == NetworkMode::Host {
+        ops.push(MountOp::Resolver);
+    }
+    ops.extend(requested(spec, layout));
+    ops
+}
+
+/// What the file asks for: parents before children, else in the file's order; tmpfs and overlays before the
+/// binds of the same depth, so that a bind can be placed on them.
+fn requested(spec: &MachineSpec, layout: &Layout) -> Vec<MountOp> {
+    let mut list: Vec<(usize, u8, MountOp)> = Vec::new();
+    for tmpfs in &spec.tmpfs {
+        list.push((tmpfs.target.depth(), 0, MountOp::Tmpfs(tmpfs.clone())));
+    }
+    for (index, overlay) in spec.overlays.iter().enumerate() {
+        let which = format!("overlay-{index}");
+        let plan = OverlayPlan {
+            lower: overlay.lower.iter().map(|l| layout.layer(l)).collect(),
+            upper: overlay.upper.as_ref().map(|u| upper_plan(spec, layout, u, &which)),
+        };
+        list.push((overlay.target.depth(), 1, MountOp::Overlay { target: overlay.target.clone(), overlay: plan }));
+    }
+    for bind in &spec.binds {
+        list.push((bind.target.depth(), 2, MountOp::Bind(bind.clone())));
+    }
+    list.sort_by_key(|(depth, kind, _)| (*depth, *kind));
+    list.into_iter().map(|(_, _, op)| op).collect()
+}
+
+fn tree(target: &'static str, mode: u32, exec: bool, entries: Vec<Entry>) -> MountOp {
+    MountOp::Tree { target, entries, read_only: false, mode, exec, devices: false }
+}
+
+/// `/run`, writable, and `/run/host`, which is not: what a guest may know of its host.
+fn run_host() -> MountOp {
+    let entry = |name, node| Entry { name, node };
+    MountOp::Tree {
+        target: "run/host",
+        mode: 0o755,
+        exec: false,
+        devices: false,
+        read_only: true,
+        entries: vec![
+            entry("container-manager", Node::Text(Text::ContainerManager)),
+            entry("container-uuid", Node::Text(Text::ContainerUuid)),
+            entry("os-release", Node::Text(Text::OsRelease)),
+            entry("boot-id", Node::Text(Text::BootId)),
+            entry("kmsg", Node::Fifo),
+            entry("notify", Node::NotifySocket),
+            entry("incoming", Node::Directory(0o700)),
+            entry("inaccessible", Node::Directory(0o755)),
+            entry("inaccessible/reg", Node::Dead(Dead::Reg)),
+            entry("inaccessible/dir", Node::Dead(Dead::Dir)),
+            entry("inaccessible/fifo", Node::Dead(Dead::Fifo)),
+            entry("inaccessible/sock", Node::Dead(Dead::Sock)),
+            entry("inaccessible/chr", Node::Dead(Dead::Chr)),
+            entry("inaccessible/blk", Node::Dead(Dead::Blk)),
+        ],
+    }
+}
+
+/// `/dev`: the nodes every program expects and nothing that reaches hardware.
+fn dev() -> MountOp {
+    let entry = |name, node| Entry { name, node };
+    let entries = vec![
+        entry("null", Node::Device(1, 3)),
+        entry("zero", Node::Device(1, 5)),
+        entry("full", Node::Device(1, 7)),
+        entry("random", Node::Device(1, 8)),
+        entry("urandom", Node::Device(1, 9)),
+        entry("tty", Node::Device(5, 0)),
+        entry("console", Node::Text(Text::Empty)),
+        entry("ptmx", Node::Symlink("pts/ptmx")),
+        entry("fd", Node::Symlink("/proc/self/fd")),
+        entry("stdin", Node::Symlink("/proc/self/fd/0")),
+        entry("stdout", Node::Symlink("/proc/self/fd/1")),
+        entry("stderr", Node::Symlink("/proc/self/fd/2")),
+        entry("core", Node::Symlink("/proc/kcore")),
+        entry("pts", Node::Directory(0o755)),
+        entry("shm", Node::Directory(0o755)),
+        entry("mqueue", Node::Directory(0o755)),
+    ];
+    MountOp::Tree { target: "dev", entries, read_only: false, mode: 0o755, exec: false, devices: true }
+}
+
+impl MountOp {
+    /// One line for people, as `machinist plan` prints it.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Api { fs, target } => format!("{:<10} /{target}", format!("{fs:?}").to_lowercase()),
+            Self::Sysfs { keep } => format!("{:<10} /sys, read-only, only {}", "sysfs", keep.join(" ")),
+            Self::Tree { target, entries, read_only, mode, .. } => {
+                let ro = if *read_only { ", read-only" } else { "" };
+                format!("{:<10} /{target}, mode {mode:o}{ro}, {} entries", "tmpfs", entries.len())
+            }
+            Self::Console => format!("{:<10} /dev/console", "console"),
+            Self::Mask { targets, .. } => format!("{:<10} {}", "mask", slashed(targets)),
+            Self::ReadOnly { targets, except } => {
+                let except = except.map_or(String::new(), |e| format!(", except /{e}"));
+                format!("{:<10} {}{except}", "read-only", slashed(targets))
+            }
+            Self::Replace { target, source } => format!("{:<10} /{target} by /run/host/{source}", "replace"),
+            Self::Tmpfs(t) => {
+                let size = t.size.map_or(String::new(), |s| format!(", {s} bytes"));
+                format!("{:<10} {}, mode {:o}{size}", "tmpfs", t.target, t.mode)
+            }
+            Self::Bind(b) => format!("{:<10} {} from '{}'{}", "bind", b.target, b.source.display(), bind_flags(b)),
+            Self::Overlay { target, overlay } => format!("{:<10} {target}, {}", "overlay", overlay.describe()),
+            Self::Resolver => format!("{:<10} /etc/resolv.conf, the host's, read-only", "bind"),
+        }
+    }
+}
+
+impl OverlayPlan {
+    /// The stack in words.
+    pub fn describe(&self) -> String {
+        let lower: Vec<String> = self.lower.iter().map(|p| format!("'{}'", p.display())).collect();
+        let upper = match &self.upper {
+            None => "read-only".to_owned(),
+            Some(super::UpperPlan::Memory) => "writes to memory".to_owned(),
+            Some(super::UpperPlan::Directory(path)) => format!("writes to '{}'", path.display()),
+        };
+        format!("{} on {upper}", lower.join(" over "))
+    }
+}
+
+fn slashed(targets: &[&str]) -> String {
+    targets.iter().map(|t| format!("/{t}")).collect::<Vec<_>>().join(" ")
+}
+
+fn bind_flags(bind: &Bind) -> String {
+    let mut text = String::new();
+    for (on, word) in [
+        (bind.read_only, "read-only"),
+        (!bind.recursive, "not recursive"),
+        (bind.optional, "optional"),
+        (bind.propagation == Propagation::Slave, "later host mounts follow"),
+    ] {
+        if on {
+            text.push_str(", ");
+            text.push_str(word);
+        }
+    }
+    format!("{text}, ids {}", idmap_word(&bind.idmap))
+}
+
+fn idmap_word(idmap: &crate::spec::BindIdmap) -> String {
+    use crate::spec::BindIdmap;
+    match idmap {
+        BindIdmap::Private => "private".to_owned(),
+        BindIdmap::None => "unmapped".to_owned(),
+        BindIdmap::RootOwner => "root-owner".to_owned(),
+        BindIdmap::Owner => "owner".to_owned(),
+        BindIdmap::Map(list) => list.iter().map(|e| format!("{}->{}", e.host, e.guest)).collect::<Vec<_>>().join(" "),
+    }
+}

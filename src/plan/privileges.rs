@@ -1,0 +1,173 @@
+//! Capabilities of the payload.
+
+use serde::Serialize;
+
+use super::Namespaces;
+use crate::spec::Security;
+
+/// Names of `capabilities(7)`, by bit.
+pub const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// Kept by every machine: what systemd-nspawn keeps.
+const DEFAULT: [&str; 25] = [
+    "AUDIT_CONTROL",
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MKNOD",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_NICE",
+    "SYS_PTRACE",
+    "SYS_RESOURCE",
+    "SYS_TTY_CONFIG",
+];
+
+/// What the payload may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Privileges {
+    /// Bounding, permitted and effective set; the inheritable and ambient sets are empty.
+    #[serde(serialize_with = "serialize_names")]
+    pub capabilities: u64,
+    /// Setuid programs have no effect.
+    pub no_new_privileges: bool,
+}
+
+fn serialize_names<S: serde::Serializer>(mask: &u64, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_seq(names(*mask))
+}
+
+/// Bit number of a capability, with or without `CAP_`, in any case.
+pub fn number(name: &str) -> Option<u8> {
+    let upper = name.to_ascii_uppercase();
+    let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    CAPABILITIES.iter().position(|c| *c == bare).and_then(|i| u8::try_from(i).ok())
+}
+
+/// Names of the bits in `mask`, lowest first.
+pub fn names(mask: u64) -> Vec<&'static str> {
+    CAPABILITIES.iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0).map(|(_, name)| *name).collect()
+}
+
+fn mask<'a>(list: impl IntoIterator<Item = &'a str>) -> u64 {
+    list.into_iter().filter_map(number).fold(0, |mask, bit| mask | 1 << bit)
+}
+
+/// The capabilities the file asks for, whatever the host has.
+pub fn wanted(security: &Security, namespaces: Namespaces) -> u64 {
+    let mut set = mask(DEFAULT);
+    if namespaces.network {
+        set |= mask(["NET_ADMIN", "NET_BIND_SERVICE"]);
+    } else if !namespaces.user {
+        set |= mask(["NET_BIND_SERVICE"]);
+    }
+    set |= security.capabilities_add.iter().fold(0, |mask, bit| mask | 1 << bit);
+    set & !security.capabilities_drop.iter().fold(0, |mask, bit| mask | 1 << bit)
+}
+
+/// What the payload gets: what is wanted and can be had.
+pub(super) fn plan(security: &Security, namespaces: Namespaces, available: u64) -> Privileges {
+    Privileges { capabilities: wanted(security, namespaces) & available, no_new_privileges: security.no_new_privileges }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: Security = Security {
+        capabilities_add: Vec::new(),
+        capabilities_drop: Vec::new(),
+        seccomp_allow: Vec::new(),
+        seccomp_deny: Vec::new(),
+        no_new_privileges: false,
+    };
+    const PRIVATE: Namespaces = Namespaces { user: true, network: true, time: false };
+
+    #[test]
+    fn capability_numbers_are_the_kernels() {
+        assert_eq!(number("CAP_SYS_ADMIN"), Some(21));
+        assert_eq!(number("bpf"), Some(39));
+        assert_eq!(number("CHECKPOINT_RESTORE"), Some(40));
+        assert_eq!(number("CAP_"), None);
+        assert_eq!(names(1 << 21 | 1), ["CHOWN", "SYS_ADMIN"]);
+    }
+
+    #[test]
+    fn network_capabilities_follow_the_network() {
+        let admin = mask(["NET_ADMIN"]);
+        let bind = mask(["NET_BIND_SERVICE"]);
+        assert_eq!(wanted(&NONE, PRIVATE) & (admin | bind), admin | bind);
+        assert_eq!(wanted(&NONE, Namespaces { network: false, ..PRIVATE }) & (admin | bind), 0);
+        assert_eq!(wanted(&NONE, Namespaces { network: false, user: false, time: false }) & (admin | bind), bind);
+    }
+
+    #[test]
+    fn nothing_dangerous_to_the_host_is_kept_by_default() {
+        let bad = mask(["SYS_MODULE", "SYS_RAWIO", "SYS_TIME", "SYSLOG", "BPF", "PERFMON", "MAC_ADMIN", "WAKE_ALARM"]);
+        assert_eq!(wanted(&NONE, PRIVATE) & bad, 0);
+    }
+
+    #[test]
+    fn dropped_wins_over_added_and_the_host_limits_all() {
+        let security = Security { capabilities_add: vec![39, 38], capabilities_drop: vec![38, 21], ..NONE };
+        let privileges = plan(&security, PRIVATE, !(1 << 39));
+        assert_eq!(privileges.capabilities & (1 << 38 | 1 << 39 | 1 << 21), 0);
+    }
+}
