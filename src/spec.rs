@@ -633,8 +633,8 @@ pub struct MachineSpec {
     pub network: NetworkMode,
     pub security: Security,
     pub console: Console,
-    /// Control group, relative to the cgroup2 mount, below which the machine's group is made; the group of
-    /// the caller unless set.
+    /// Control group, relative to the cgroup2 mount (empty for its top), below which the machine's group is made;
+    /// the group of the caller unless set.
     pub cgroup_parent: Option<String>,
 }
 

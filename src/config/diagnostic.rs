@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Level, Origin, Padding, Renderer, Snippet};
 
 /// Most problems one error shows; a file with more is not a machine file.
 const MAX_SHOWN: usize = 50;
@@ -64,6 +64,7 @@ struct Label {
 pub struct Diagnostic {
     message: String,
     labels: Vec<Label>,
+    notes: Vec<String>,
     hint: Option<String>,
 }
 
@@ -71,6 +72,12 @@ impl Diagnostic {
     /// Says under the caret what would have been right.
     pub(super) fn label(&mut self, text: impl Into<String>) -> &mut Self {
         self.labels[0].text = text.into();
+        self
+    }
+
+    /// Adds what else one should know, in one line.
+    pub(super) fn note(&mut self, text: impl Into<String>) -> &mut Self {
+        self.notes.push(text.into());
         self
     }
 
@@ -104,7 +111,7 @@ impl Diagnostic {
         while let Some(label) = labels.next() {
             let path = label.source.path.to_string_lossy();
             let Some(span) = &label.span else {
-                group = group.element(Origin::path(path));
+                group = group.element(Origin::path(path)).element(Padding);
                 continue;
             };
             let mut shown = vec![(span, &label.text, kind)];
@@ -120,9 +127,8 @@ impl Diagnostic {
                 kind.span(span.start - start..span.end - start).label(note)
             })));
         }
-        if let Some(hint) = &self.hint {
-            group = group.element(Level::HELP.with_name("hint").message(&**hint));
-        }
+        group = group.elements(self.notes.iter().map(|note| Level::NOTE.message(&**note)));
+        group = group.elements(self.hint.iter().map(|hint| Level::HELP.with_name("hint").message(&**hint)));
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         renderer.render(&[group])
     }
@@ -144,11 +150,11 @@ pub(super) fn render_all(diagnostics: &[Diagnostic], color: bool) -> String {
 }
 
 /// Draws an error that is about no line of a file.
-pub(super) fn render_plain(message: &str, hint: Option<&str>, color: bool) -> String {
-    let group = Level::ERROR.primary_title(message);
-    let group = group.elements(hint.map(|hint| Level::HELP.with_name("hint").message(hint)));
+pub(super) fn render_plain(message: &str, notes: &[String], hint: Option<&str>, color: bool) -> String {
+    let notes = notes.iter().map(|note| Level::NOTE.message(&**note));
+    let hint = hint.map(|hint| Level::HELP.with_name("hint").message(hint));
     let renderer = if color { Renderer::styled() } else { Renderer::plain() };
-    renderer.render(&[group])
+    renderer.render(&[Level::ERROR.primary_title(message).elements(notes.chain(hint))])
 }
 
 /// The files read so far and every problem found in them.
@@ -203,7 +209,7 @@ impl Problems {
     }
 
     fn push(&mut self, place: Place, message: String, labels: Vec<Label>) -> &mut Diagnostic {
-        self.found.push((place, Diagnostic { message, labels, hint: None }));
+        self.found.push((place, Diagnostic { message, labels, notes: Vec::new(), hint: None }));
         let last = self.found.len() - 1;
         &mut self.found[last].1
     }

@@ -273,10 +273,13 @@ impl MachineFile {
         self.merge(over);
     }
 
-    /// Every key with its effective value.
+    /// Every key with its effective value; those that another key excludes have none.
     pub(super) fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(64);
         self.list("", None, &mut entries);
+        if self.boot.value.command.is_set() {
+            entries.retain(|entry| !matches!(entry.key.as_str(), "boot.init" | "boot.args"));
+        }
         entries
     }
 }

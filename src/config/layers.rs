@@ -195,7 +195,7 @@ impl Reading {
             let line = source.line(span.start);
             if bad_lines.last() != Some(&line) {
                 bad_lines.push(line);
-                self.problems.report(Place::new(index, span), error.message());
+                self.syntax_error(Place::new(index, span), error.message());
             }
         }
         self.is_toml &= errors.is_empty();
@@ -206,6 +206,22 @@ impl Reading {
             self.problems.forget_on_lines(index, mark, &bad_lines);
         }
         (index, file.unwrap_or_else(MachineFile::unset))
+    }
+
+    /// Records what the parser says, in clearer words for the commonest mistakes.
+    fn syntax_error(&mut self, place: Place, message: &str) {
+        let source = Arc::clone(self.problems.file(place.file));
+        let text = &source.text[place.start..place.end];
+        if message.starts_with("string values must be quoted") {
+            match text {
+                "" => drop(self.problems.report(place, "a value is missing")),
+                text => drop(self.problems.report(place, "text must be in quotes").hint(format!("write \"{text}\""))),
+            }
+        } else if message == "duplicate key" {
+            self.problems.report(place, format!("`{text}` is given twice"));
+        } else {
+            self.problems.report(place, message);
+        }
     }
 
     /// Reads a profile after those it extends; each profile is laid once, where it is first needed.
@@ -251,8 +267,9 @@ impl Reading {
             .filter_map(|name| name.strip_suffix(".toml").map(str::to_owned))
             .collect();
         let diagnostic = self.problems.report(place, format!("`extends`: there is no profile '{wanted}'"));
-        let looked: Vec<String> = looked.iter().map(|path| format!("'{}'", path.display())).collect();
-        diagnostic.label(format!("looked for {}", looked.join(", ")));
+        for path in looked {
+            diagnostic.note(format!("looked for '{}'", path.display()));
+        }
         if let Some(near) = nearest(wanted, known.iter().map(String::as_str)) {
             diagnostic.hint(format!("did you mean \"{near}\"?"));
         }

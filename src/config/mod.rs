@@ -13,6 +13,7 @@ mod file;
 mod ids;
 mod layers;
 mod reader;
+mod show;
 mod units;
 mod validate;
 mod values;
@@ -101,15 +102,12 @@ impl ConfigError {
     pub fn render(&self, color: bool) -> String {
         match self {
             Self::Diagnostics(diagnostics) => diagnostic::render_all(diagnostics, color),
-            _ => diagnostic::render_plain(&self.to_string(), self.hint().as_deref(), color),
-        }
-    }
-
-    /// What the user can do about it, where that is known.
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::NotFound { nearest: Some(near), .. } => Some(format!("did you mean '{near}'?")),
-            _ => None,
+            Self::NotFound { name, looked, nearest } => {
+                let notes: Vec<String> = looked.iter().map(|path| format!("looked for '{}'", path.display())).collect();
+                let hint = nearest.as_ref().map(|near| format!("did you mean '{near}'?"));
+                diagnostic::render_plain(&format!("there is no machine '{name}'"), &notes, hint.as_deref(), color)
+            }
+            _ => diagnostic::render_plain(&self.to_string(), &[], None, color),
         }
     }
 }
@@ -167,17 +165,30 @@ pub fn load(layout: &Layout, name_or_file: &str) -> Result<Loaded, ConfigError> 
 /// Directories that cannot be read and files whose names are no machine names are passed over.
 pub fn list(layout: &Layout) -> Vec<(MachineName, PathBuf)> {
     let mut found = BTreeMap::new();
-    for dir in layout.config_dirs() {
-        let Ok(entries) = std::fs::read_dir(dir.join("machines")) else { continue };
-        for entry in entries.flatten().filter(|entry| layers::is_definition(&entry.file_name())) {
-            let path = entry.path();
-            let stem = path.file_stem().and_then(|stem| stem.to_str());
-            if let Some(name) = stem.and_then(|stem| MachineName::parse(stem).ok()) {
-                found.entry(name).or_insert(path);
-            }
+    for (name, path) in candidates(layout) {
+        if let Ok(name) = name {
+            found.entry(name).or_insert(path);
         }
     }
     found.into_iter().collect()
+}
+
+/// Files that look like definitions but can never be one, because their names are no machine names.
+pub fn strays(layout: &Layout) -> Vec<(PathBuf, WordError)> {
+    candidates(layout).into_iter().filter_map(|(name, path)| Some((path, name.err()?))).collect()
+}
+
+/// Every `*.toml` of the definition directories, strongest directory first.
+fn candidates(layout: &Layout) -> Vec<(Result<MachineName, WordError>, PathBuf)> {
+    let dirs = layout.config_dirs().map(|dir| dir.join("machines"));
+    let entries = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+    let files = entries.filter(|entry| layers::is_definition(&entry.file_name()));
+    files
+        .map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            (MachineName::parse(name.strip_suffix(".toml").unwrap_or(&name)), entry.path())
+        })
+        .collect()
 }
 
 /// The JSON schema of a machine file.

@@ -114,7 +114,11 @@ impl<'p> Reader<'p> {
     pub(super) fn table<'a, 'i>(&mut self, value: &'a Value<'i>) -> Option<&'a DeTable<'i>> {
         let table = value.get_ref().as_table();
         if table.is_none() {
-            self.mistyped(value, "a table");
+            let hint = format!("begin it with `[{}]`", self.key);
+            let diagnostic = self.mistyped(value, "a table");
+            if value.get_ref().is_array() {
+                diagnostic.hint(hint);
+            }
         }
         table
     }
@@ -289,7 +293,10 @@ impl<T: Setting> Setting for Option<T> {
 /// Reads every element of an array; those that are wrong are reported and left out.
 fn read_array<T: Setting>(value: &Value<'_>, reader: &mut Reader<'_>) -> Option<Vec<At<T>>> {
     let Some(array) = value.get_ref().as_array() else {
-        reader.mistyped(value, "an array");
+        let diagnostic = reader.mistyped(value, "an array");
+        if value.get_ref().is_str() {
+            diagnostic.hint("put brackets around it");
+        }
         return None;
     };
     let element = |item| Some(At { place: Some(reader.place(item)), value: T::read(item, reader)? });
@@ -344,6 +351,11 @@ pub(super) struct Rows<T>(pub(super) Vec<At<T>>);
 
 impl<T: Keyed> Setting for Rows<T> {
     fn read(value: &Value<'_>, reader: &mut Reader<'_>) -> Option<Self> {
+        if !value.get_ref().is_array() {
+            let hint = format!("begin each with `[[{}]]`", reader.key);
+            reader.mistyped(value, "an array of tables").hint(hint);
+            return None;
+        }
         read_array(value, reader).map(Self)
     }
 

@@ -63,7 +63,7 @@ pub(super) fn validate(
         network: file.network.value.mode.value,
         security,
         console: Console { log: console.log.value, log_size: console.log_size.value.0.0 },
-        cgroup_parent: file.cgroup.value.parent.value.as_ref().map(|path| path.as_str().to_owned()),
+        cgroup_parent: file.cgroup.value.parent.value.as_ref().map(|path| path.as_str()[1..].to_owned()),
         name,
     })
 }
@@ -206,8 +206,8 @@ impl Check<'_> {
         if let Some((ours, _)) = RESERVED.iter().find(is_ours) {
             self.report(place, format!("`{key}.target`: '{path}' belongs to the {ours} that every machine gets"));
         } else if let Some(earlier) = self.targets.insert(path.clone(), place) {
-            let message = format!("`{key}.target`: something is mounted on '{path}' already");
-            self.clash(place, message, earlier, "by this");
+            let (first, second) = if earlier <= place { (earlier, place) } else { (place, earlier) };
+            self.clash(second, format!("`target`: '{path}' is given twice"), first, "first here");
         }
         Some(path.clone())
     }

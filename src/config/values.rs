@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 
 use super::diagnostic::{nearest, quoted};
 use super::reader::{Reader, Setting, Value};
+use crate::plan::seccomp::SyscallPolicy;
 use crate::spec::{
     CAPABILITIES, Clock, GuestPath, Hostname, ImageName, InitKind, Layer, MachineId, NetworkMode, Ownership,
     Propagation, Ready, Upper, Volatile, WordError,
@@ -215,14 +216,14 @@ checked_string! {
 }
 
 checked_string! {
-    /// A control group, counted from the top of the cgroup2 tree; empty for the top itself.
+    /// A control group, counted from the top of the cgroup2 tree, which is `/`.
     CgroupPath, "the path of a control group as a string",
     |text| {
         let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty()).collect();
         let holds = !text.is_empty()
             && !text.chars().any(char::is_control)
             && parts.iter().all(|part| !matches!(*part, "." | "..") && part.len() <= 255);
-        require(text, holds, "is no path of a control group, as in \"machines\"").map(|_| parts.join("/"))
+        require(text, holds, "is no path of a control group, as in \"machines\"").map(|_| format!("/{}", parts.join("/")))
     }, {}
 }
 
@@ -233,9 +234,13 @@ checked_string! {
 
 /// Decides whether a text names a system call or a set of them. The one place for that check.
 fn check_syscall(text: &str) -> Result<String, Complaint> {
-    let name = text.strip_prefix('@').unwrap_or(text);
-    let holds = !name.is_empty() && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'));
-    require(text, holds, "is no name of a system call, as in \"keyctl\", nor of a set, as in \"@mount\"")
+    let policy = SyscallPolicy { allow: vec![text.to_owned()], deny: Vec::new() };
+    let Some(unknown) = policy.check().pop() else { return Ok(text.to_owned()) };
+    let complaint = Complaint::new(format!("there is no system call and no set {}", quoted(text)));
+    Err(match unknown.nearest {
+        Some(near) => complaint.hint(format!("did you mean \"{near}\"?")),
+        None => complaint.hint("sets begin with `@`, as in \"@mount\""),
+    })
 }
 
 /// `[boot] init`
@@ -364,5 +369,8 @@ text_setting!(
         CapabilityWord::All => "all".to_owned(),
         CapabilityWord::One(bit) => CAPABILITIES[usize::from(*bit)].to_owned(),
     },
-    { "minLength": 3 }
+    { "anyOf": [
+        { "enum": std::iter::once("all").chain(CAPABILITIES).collect::<Vec<_>>() },
+        { "pattern": "^([Cc][Aa][Pp]_)?[A-Za-z_]+$" }
+    ] }
 );

@@ -1,0 +1,3 @@
+//! The command line: each verb is one call into the layers below.
+
+pub mod config;

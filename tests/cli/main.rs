@@ -1,0 +1,3 @@
+//! What a user meets without root: machine files, their errors and everything the program prints.
+
+mod config;
