@@ -1,0 +1,381 @@
+//! Turns the root part of a plan into a mounted tree, in a mount namespace that ends with the setup.
+//!
+//! [`build`] gives the root as a detached mount; [`mounts::Mounter`] attaches everything below it. Layers of an
+//! overlay are idmapped first and stacked afterwards, so a user namespace costs no chown whatever the size
+//! of the tree.
+
+pub mod init;
+pub mod mounts;
+
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+
+use crate::plan::{OverlayPlan, RootPlan, TreePlan, UpperPlan};
+use crate::spec::Volatile;
+use crate::sys::mount::{self, Attributes};
+use crate::sys::path::{RootFd, chown_at, make_node};
+use crate::sys::{self, Context as _, Errno};
+
+/// A step that failed: the intention, the call below it, and what the user can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepError {
+    /// What was tried on what, as in "cannot stack 2 layers".
+    pub doing: String,
+    /// The call that failed; none when we refused by ourselves.
+    pub cause: Option<sys::Error>,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+}
+
+impl StepError {
+    /// A refusal of ours.
+    pub fn refused(doing: impl Into<String>) -> Self {
+        Self { doing: doing.into(), cause: None, hint: None }
+    }
+
+    /// Adds what the user can do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for StepError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.doing)
+    }
+}
+
+impl std::error::Error for StepError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_ref().map(|e| e as _)
+    }
+}
+
+/// Adds the intention to a failed call.
+pub trait Doing<T> {
+    /// Says what was tried, on what.
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, StepError>;
+}
+
+impl<T> Doing<T> for sys::Result<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, StepError> {
+        self.map_err(|cause| StepError { doing: what(), cause: Some(cause), hint: None })
+    }
+}
+
+/// Ids of the machine as the mounts need them.
+#[derive(Debug, Clone, Copy)]
+pub struct Ids<'a> {
+    /// First host id of the machine.
+    pub shift: u32,
+    /// Number of ids.
+    pub size: u32,
+    /// The machine's user namespace, when it has one with ids unlike the host's.
+    pub userns: Option<BorrowedFd<'a>>,
+    /// Whether files of the tree are mapped (else they already have the machine's ids).
+    pub map_tree: bool,
+}
+
+/// A directory of the host held open and locked while a machine uses it.
+///
+/// The lock (`flock(2)` on the directory itself) is shared for layers and exclusive for what is written to;
+/// the kernel frees it with the last descriptor, however we end.
+#[derive(Debug)]
+pub struct HeldDirectory {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The directory.
+    pub fd: OwnedFd,
+}
+
+/// Whether a directory is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Others may read it, too.
+    Read,
+    /// Nobody else may use it.
+    Write,
+}
+
+impl HeldDirectory {
+    /// Opens and locks `path`; `what` names its role in errors.
+    pub fn acquire(path: &Path, how: Use, what: &str) -> Result<Self, StepError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())
+            .call(|| format!("open('{}')", path.display()))
+            .doing(|| format!("cannot use {what} '{}'", path.display()))?;
+        let operation = match how {
+            Use::Read => FlockOperation::NonBlockingLockShared,
+            Use::Write => FlockOperation::NonBlockingLockExclusive,
+        };
+        match rustix::fs::flock(&fd, operation) {
+            Ok(()) => Ok(Self { path: path.to_owned(), fd }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(StepError::refused(format!("{what} '{}' is in use by another machine", path.display())))
+            }
+            Err(e) => Err(e).call(|| format!("flock('{}')", path.display())).doing(|| format!("cannot lock {what}")),
+        }
+    }
+}
+
+/// The host directories of one tree, opened and locked before anything is mounted.
+#[derive(Debug)]
+pub enum HeldTree {
+    /// The root itself.
+    Directory(HeldDirectory),
+    /// Layers, topmost first, and the place for writes.
+    Overlay {
+        /// The layers.
+        lower: Vec<HeldDirectory>,
+        /// Holds `upper` and `work`; `None` for memory or a read-only stack.
+        upper: Option<HeldDirectory>,
+        /// Writes go to memory.
+        memory: bool,
+    },
+}
+
+impl HeldTree {
+    /// Opens and locks what the root needs, making the directories for writes.
+    pub fn acquire_root(root: &RootPlan) -> Result<Self, StepError> {
+        match &root.source {
+            TreePlan::Directory(path) => {
+                let how = if root.read_only { Use::Read } else { Use::Write };
+                HeldDirectory::acquire(path, how, "the tree").map(Self::Directory)
+            }
+            TreePlan::Overlay(overlay) => Self::acquire_overlay(overlay),
+        }
+    }
+
+    /// Opens and locks what an overlay needs, making the directories for writes.
+    pub fn acquire_overlay(overlay: &OverlayPlan) -> Result<Self, StepError> {
+        let lower = overlay.lower.iter().map(|path| HeldDirectory::acquire(path, Use::Read, "the layer"));
+        let lower: Vec<_> = lower.collect::<Result<_, _>>()?;
+        let upper = match &overlay.upper {
+            Some(UpperPlan::Directory(path)) => Some(acquire_upper(path)?),
+            Some(UpperPlan::Memory) | None => None,
+        };
+        let memory = overlay.upper == Some(UpperPlan::Memory);
+        if let Some(upper) = &upper {
+            refuse_same_directory(upper, &lower)?;
+        }
+        Ok(Self::Overlay { lower, upper, memory })
+    }
+}
+
+fn acquire_upper(path: &Path) -> Result<HeldDirectory, StepError> {
+    let doing = || format!("cannot make the place for writes '{}'", path.display());
+    if let Err(e) = std::fs::create_dir_all(path) {
+        return Err(e).call(|| format!("mkdir('{}')", path.display())).doing(doing);
+    }
+    let held = HeldDirectory::acquire(path, Use::Write, "the place for writes")?;
+    for name in ["upper", "work"] {
+        match rustix::fs::mkdirat(&held.fd, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => return Err(e).call(|| format!("mkdirat('{name}')")).doing(doing),
+        }
+    }
+    Ok(held)
+}
+
+/// The kernel takes a layer that is its own upper under another name and gives undefined results.
+fn refuse_same_directory(upper: &HeldDirectory, lower: &[HeldDirectory]) -> Result<(), StepError> {
+    let identity = |fd: &OwnedFd, name: &str| {
+        let stat = if name.is_empty() {
+            rustix::fs::fstat(fd)
+        } else {
+            rustix::fs::statat(fd, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        };
+        stat.ok().map(|s| (s.st_dev, s.st_ino))
+    };
+    let writes = [identity(&upper.fd, ""), identity(&upper.fd, "upper"), identity(&upper.fd, "work")];
+    for layer in lower {
+        if writes.contains(&identity(&layer.fd, "")) {
+            return Err(StepError::refused(format!(
+                "the layer '{}' is also the place for writes '{}'",
+                layer.path.display(),
+                upper.path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// How overlay is told its layers on this kernel.
+#[derive(Debug, Clone, Copy)]
+pub enum LayerInput<'a> {
+    /// As open files (Linux 6.13).
+    Descriptors,
+    /// By path, attached to a tmpfs on this directory of the host first, in our own mount namespace.
+    Attached(BorrowedFd<'a>),
+}
+
+/// Builds the root as a detached mount.
+///
+/// Runs in the outer child: a mount namespace of its own with the rights of the host.
+pub fn build(plan: &RootPlan, held: &HeldTree, ids: Ids<'_>, input: LayerInput<'_>) -> Result<OwnedFd, StepError> {
+    let tree = match held {
+        HeldTree::Directory(directory) => {
+            let tree = mount::copy_tree(&directory.fd, Path::new(""), true)
+                .doing(|| format!("cannot mount the tree '{}'", directory.path.display()))?;
+            map(&tree, true, ids, &directory.path)?;
+            mount::set_propagation(&tree, true, mount::Propagation::Private)
+                .doing(|| format!("cannot detach the tree '{}' from the host's mounts", directory.path.display()))?;
+            tree
+        }
+        HeldTree::Overlay { lower, upper, memory } => overlay(lower, upper.as_ref(), *memory, ids, input)?,
+    };
+    let attributes = Attributes { read_only: plan.read_only, nodev: ids.userns.is_some(), ..Attributes::default() };
+    if attributes != Attributes::default() {
+        mount::add_attributes(&tree, true, attributes).doing(|| "cannot set the flags of the root mount".into())?;
+    }
+    if plan.volatile == Volatile::Yes { volatile_root(tree, ids) } else { Ok(tree) }
+}
+
+fn map(tree: &OwnedFd, recursive: bool, ids: Ids<'_>, path: &Path) -> Result<(), StepError> {
+    let (Some(userns), true) = (ids.userns, ids.map_tree) else { return Ok(()) };
+    mount::map_ids(tree, recursive, userns).map_err(|cause| {
+        let hint = match cause.errno {
+            Errno::EINVAL => Some(format!(
+                "the file system of '{}' (or of a mount below it) cannot map ids; set `users.ownership = \"chown\"` to give \
+                 the files new owners, or `users.mode = \"host\"`",
+                path.display()
+            )),
+            _ => None,
+        };
+        StepError { doing: format!("cannot map the ids of '{}'", path.display()), cause: Some(cause), hint }
+    })
+}
+
+/// Stacks layers, each mapped on its own, as a detached overlay mount.
+pub fn overlay(
+    lower: &[HeldDirectory],
+    upper: Option<&HeldDirectory>,
+    memory: bool,
+    ids: Ids<'_>,
+    input: LayerInput<'_>,
+) -> Result<OwnedFd, StepError> {
+    let mut layers = Vec::with_capacity(lower.len());
+    for layer in lower {
+        let tree = mount::copy_tree(&layer.fd, Path::new(""), false)
+            .doing(|| format!("cannot use the layer '{}'", layer.path.display()))?;
+        map(&tree, false, ids, &layer.path)?;
+        layers.push(tree);
+    }
+    let writes = match upper {
+        Some(held) => {
+            let tree = mount::copy_tree(&held.fd, Path::new(""), false)
+                .doing(|| format!("cannot use the place for writes '{}'", held.path.display()))?;
+            map(&tree, false, ids, &held.path)?;
+            Some(tree)
+        }
+        None if memory => Some(memory_upper(ids.shift).doing(|| "cannot make a tmpfs for writes".into())?),
+        None => None,
+    };
+    let count = layers.len();
+    let result = match input {
+        LayerInput::Descriptors => stack(&layers, writes.as_ref()),
+        LayerInput::Attached(at) => stack_attached(&layers, writes.as_ref(), at),
+    };
+    result.map_err(|cause| {
+        let hint = explain_overlay(upper, lower);
+        StepError { doing: format!("cannot stack {count} layers as an overlay"), cause: Some(cause), hint }
+    })
+}
+
+fn memory_upper(shift: u32) -> sys::Result<OwnedFd> {
+    let tree = mount::create("tmpfs", &[mount::Option::Text("mode", "0700")], Attributes::default())?;
+    make_node(tree.as_fd(), "upper", FileType::Directory, 0o755, (0, 0), shift)?;
+    make_node(tree.as_fd(), "work", FileType::Directory, 0o755, (0, 0), 0)?;
+    Ok(tree)
+}
+
+fn stack(layers: &[OwnedFd], writes: Option<&OwnedFd>) -> sys::Result<OwnedFd> {
+    let open = |dir: &OwnedFd, name: &str| {
+        rustix::fs::openat(dir, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .call(|| format!("openat('{name}')"))
+    };
+    let mut options: Vec<mount::Option<'_>> =
+        layers.iter().map(|layer| mount::Option::File("lowerdir+", layer.as_fd())).collect();
+    let pair = match writes {
+        Some(tree) => Some((open(tree, "upper")?, open(tree, "work")?)),
+        None => None,
+    };
+    if let Some((upper, work)) = &pair {
+        options.push(mount::Option::File("upperdir", upper.as_fd()));
+        options.push(mount::Option::File("workdir", work.as_fd()));
+    }
+    mount::create("overlay", &options, Attributes::default())
+}
+
+/// For kernels that know layers only by path: attaches each on a scratch tmpfs in our own namespace.
+fn stack_attached(layers: &[OwnedFd], writes: Option<&OwnedFd>, at: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
+    let scratch = mount::create("tmpfs", &[], Attributes::DATA)?;
+    mount::attach(&scratch, at)?;
+    let base = format!("/proc/self/fd/{}", scratch.as_raw_fd());
+    let mut names = Vec::new();
+    let place = |tree: &OwnedFd, name: &str| {
+        make_node(scratch.as_fd(), name, FileType::Directory, 0o700, (0, 0), 0)?;
+        mount::attach_at(tree, &scratch, name)
+    };
+    for (index, layer) in layers.iter().enumerate() {
+        let name = index.to_string();
+        place(layer, &name)?;
+        names.push(format!("{base}/{name}"));
+    }
+    let lower = names.join(":");
+    let mut options = vec![mount::Option::Text("lowerdir", &lower)];
+    let (upper, work) = (format!("{base}/w/upper"), format!("{base}/w/work"));
+    if let Some(tree) = writes {
+        place(tree, "w")?;
+        options.push(mount::Option::Text("upperdir", &upper));
+        options.push(mount::Option::Text("workdir", &work));
+    }
+    mount::create("overlay", &options, Attributes::default())
+}
+
+/// Finds, after a failure, what the kernel's EINVAL meant.
+fn explain_overlay(upper: Option<&HeldDirectory>, lower: &[HeldDirectory]) -> Option<String> {
+    let is_overlay =
+        |held: &HeldDirectory| rustix::fs::fstatfs(&held.fd).is_ok_and(|s| s.f_type == libc::OVERLAYFS_SUPER_MAGIC);
+    if let Some(held) = upper
+        && is_overlay(held)
+    {
+        return Some(format!(
+            "the place for writes '{}' is itself on overlayfs; put it on ext4, xfs or btrfs, or set `upper = \"ephemeral\"`",
+            held.path.display()
+        ));
+    }
+    let layer = lower.iter().find(|held| is_overlay(held))?;
+    Some(format!("the layer '{}' is itself on overlayfs, which cannot always be stacked again", layer.path.display()))
+}
+
+/// A root in memory with only `/usr` of the tree, as systemd's stateless systems want it.
+fn volatile_root(tree: OwnedFd, ids: Ids<'_>) -> Result<OwnedFd, StepError> {
+    let doing = || "cannot make a volatile root".to_owned();
+    let root = mount::create(
+        "tmpfs",
+        &[mount::Option::Text("mode", "0755")],
+        Attributes { nodev: ids.userns.is_some(), ..Attributes::default() },
+    )
+    .doing(doing)?;
+    chown_at(root.as_fd(), ".", ids.shift, ids.shift).doing(doing)?;
+    let source = RootFd::from_fd(tree);
+    for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
+        let Ok(link) = rustix::fs::readlinkat(&source, name, Vec::new()) else { continue };
+        rustix::fs::symlinkat(&link, &root, name).call(|| format!("symlinkat('{name}')")).doing(doing)?;
+    }
+    let usr = source.open_plain("usr", OFlags::PATH | OFlags::DIRECTORY).doing(doing)?;
+    make_node(root.as_fd(), "usr", FileType::Directory, 0o755, (0, 0), ids.shift).doing(doing)?;
+    let usr = mount::copy_tree(&usr, Path::new(""), true).map_err(|cause| StepError {
+        doing: doing(),
+        cause: Some(cause),
+        hint: Some("`volatile = \"yes\"` needs Linux 6.15 or later".into()),
+    })?;
+    mount::attach_at(&usr, &root, "usr").doing(doing)?;
+    Ok(root)
+}

@@ -1,0 +1,465 @@
+//! Carries out the mount list of a plan below a root that is already attached.
+//!
+//! Runs in the outer child with the host's rights, so every mask and read-only view made here is locked for
+//! the payload. Trees of ours are filled before they are attached and are reached by descriptor afterwards;
+//! the machine's own tree is reached only through [`RootFd`].
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags};
+
+use super::{Doing as _, HeldTree, Ids, LayerInput, StepError, overlay};
+use crate::plan::mounts::{ApiFs, Dead, Entry, MountOp, Node, Text};
+use crate::spec::{Bind, BindIdmap, IdMapEntry, IdsOf, Propagation, Tmpfs};
+use crate::sys::mount::{self, Attributes};
+use crate::sys::path::{RootFd, chown_at, make_node};
+use crate::sys::{self, Context as _, Errno, Error, socket};
+
+/// File systems that were made inside the machine's namespaces, and its console.
+#[derive(Debug)]
+pub struct ApiMounts {
+    /// procfs of the pid namespace.
+    pub proc: OwnedFd,
+    /// sysfs of the network namespace; `None` when that is the host's.
+    pub sysfs: Option<OwnedFd>,
+    /// POSIX message queues.
+    pub mqueue: OwnedFd,
+    /// The cgroup namespace's view.
+    pub cgroup: OwnedFd,
+    /// The machine's own terminals.
+    pub devpts: OwnedFd,
+    /// Terminal side of the console.
+    pub console: OwnedFd,
+}
+
+/// Texts that are known only at start.
+#[derive(Debug, Clone, Default)]
+pub struct Texts {
+    /// Told as `container_uuid`.
+    pub container_uuid: String,
+    /// The host's os-release.
+    pub os_release: String,
+    /// A fresh id for this boot.
+    pub boot_id: String,
+}
+
+/// Makes a user namespace with the given map, for binds with a map of their own.
+pub type MakeUserns<'a> = dyn Fn(&[IdMapEntry]) -> sys::Result<OwnedFd> + 'a;
+
+/// What the list is carried out with.
+#[derive(Clone, Copy)]
+#[allow(missing_debug_implementations, reason = "holds a function")]
+pub struct Mounter<'a> {
+    /// The attached root.
+    pub root: &'a RootFd,
+    /// The machine's ids.
+    pub ids: Ids<'a>,
+    /// Whether a tmpfs can be idmapped (Linux 6.3), which saves a chown for each node.
+    pub tmpfs_idmap: bool,
+    /// How overlays are told their layers.
+    pub layers: LayerInput<'a>,
+    /// The not yet bound notification socket.
+    pub notify: BorrowedFd<'a>,
+    /// Texts for files.
+    pub texts: &'a Texts,
+    /// The opened directories of extra overlays, in their order in the list.
+    pub overlays: &'a [HeldTree],
+    /// Makes user namespaces for binds.
+    pub make_userns: &'a MakeUserns<'a>,
+}
+
+/// Mounts made so far, by target below the root: how later steps reach them without a path.
+struct Done(Vec<(&'static str, OwnedFd)>);
+
+impl Done {
+    /// The deepest mount that holds `target`, and the rest of the path.
+    fn holding<'t>(&self, target: &'t str) -> Option<(BorrowedFd<'_>, &'t str)> {
+        let fits = |point: &str| target.strip_prefix(point).and_then(|rest| rest.strip_prefix('/'));
+        let best = self.0.iter().filter(|(point, _)| fits(point).is_some()).max_by_key(|(point, _)| point.len())?;
+        Some((best.1.as_fd(), fits(best.0)?))
+    }
+}
+
+impl Mounter<'_> {
+    /// Carries out the whole list.
+    pub fn run(&self, ops: &[MountOp], api: &ApiMounts) -> Result<(), StepError> {
+        let mut done = Done(Vec::with_capacity(16));
+        let mut overlays = self.overlays.iter();
+        for op in ops {
+            match op {
+                MountOp::Api { fs, target } => self.api(*fs, target, api, &mut done)?,
+                MountOp::Sysfs { keep } => self.sysfs(keep, api, &mut done)?,
+                MountOp::Tree { target, entries, read_only, mode, exec, devices } => {
+                    let attributes = Attributes { nosuid: true, nodev: !devices, noexec: !exec, read_only: false };
+                    self.tree(target, *mode, attributes, entries, *read_only, &mut done)?;
+                }
+                MountOp::Console => self.console(api, &done)?,
+                MountOp::Mask { targets, directories } => mask(targets, *directories, &done)?,
+                MountOp::ReadOnly { targets, except } => read_only(targets, *except, &done)?,
+                MountOp::Replace { target, source } => replace(target, source, &done)?,
+                MountOp::Tmpfs(tmpfs) => self.tmpfs(tmpfs)?,
+                MountOp::Bind(bind) => self.bind(bind)?,
+                MountOp::Overlay { target, .. } => {
+                    if let Some(HeldTree::Overlay { lower, upper, memory }) = overlays.next() {
+                        let tree = overlay(lower, upper.as_ref(), *memory, self.ids, self.layers)?;
+                        self.place(&tree, target.relative(), false)?;
+                    }
+                }
+                MountOp::Resolver => self.resolver()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches `tree` at a directory of the interface, which may be no symlink of the tree.
+    fn attach_interface(&self, tree: &OwnedFd, target: &str, done: &Done) -> Result<(), StepError> {
+        if let Some((dir, rest)) = done.holding(target) {
+            return mount::attach_at(tree, dir, rest).doing(|| format!("cannot mount '/{target}'"));
+        }
+        let onto = self.interface_directory(target)?;
+        mount::attach(tree, &onto).doing(|| format!("cannot mount '/{target}'"))
+    }
+
+    fn interface_directory(&self, target: &str) -> Result<OwnedFd, StepError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let cause = match self.root.open_plain(target, flags) {
+            Ok(fd) => return Ok(fd),
+            Err(cause) => cause,
+        };
+        match cause.errno {
+            Errno::ENOENT => self.root.mount_point(target, false, self.ids.shift).map_err(|cause| {
+                let hint = (cause.errno == Errno::EROFS).then(|| format!("make the directory '/{target}' in the tree"));
+                StepError { doing: format!("the tree has no '/{target}'"), cause: Some(cause), hint }
+            }),
+            Errno::ELOOP | Errno::ENOTDIR => {
+                let link = rustix::fs::readlinkat(self.root, target, Vec::new());
+                let what = match link {
+                    Ok(to) => format!("a symlink to '{}'", to.to_string_lossy()),
+                    Err(_) => "not a directory".to_owned(),
+                };
+                Err(StepError::refused(format!("'/{target}' of the tree is {what}, and must be a real directory")))
+            }
+            _ => Err(cause).doing(|| format!("cannot open '/{target}' of the tree")),
+        }
+    }
+
+    fn api(&self, fs: ApiFs, target: &'static str, api: &ApiMounts, done: &mut Done) -> Result<(), StepError> {
+        let tree = match fs {
+            ApiFs::Proc => &api.proc,
+            ApiFs::Devpts => &api.devpts,
+            ApiFs::Mqueue => &api.mqueue,
+            ApiFs::Cgroup2 => &api.cgroup,
+        };
+        self.attach_interface(tree, target, done)?;
+        if fs == ApiFs::Proc {
+            let kept = tree.try_clone().call(|| "dup".into()).doing(|| "cannot keep /proc".into())?;
+            done.0.push((target, kept));
+        }
+        Ok(())
+    }
+
+    /// Builds `/sys` from the parts of sysfs that a machine may see, on a read-only tmpfs.
+    fn sysfs(&self, keep: &[&'static str], api: &ApiMounts, done: &mut Done) -> Result<(), StepError> {
+        let doing = || "cannot build '/sys'".to_owned();
+        let read_only = Attributes { read_only: true, ..Attributes::DATA };
+        let made;
+        let sysfs = match &api.sysfs {
+            Some(fd) => fd,
+            None => {
+                made = mount::create("sysfs", &[], read_only).doing(doing)?;
+                &made
+            }
+        };
+        let skeleton = mount::create("tmpfs", &[mount::Option::Text("mode", "0755")], Attributes::DATA).doing(doing)?;
+        for name in keep.iter().chain(&["fs"]) {
+            make_node(skeleton.as_fd(), name, FileType::Directory, 0o755, (0, 0), 0).doing(doing)?;
+        }
+        self.attach_interface(&skeleton, "sys", done)?;
+        // Older kernels copy only from mounts that are attached.
+        mount::attach_at(sysfs, &skeleton, "fs").doing(doing)?;
+        for name in keep {
+            let part = match mount::copy_tree(sysfs, Path::new(name), false) {
+                Ok(part) => part,
+                Err(e) if e.errno == Errno::ENOENT => continue,
+                Err(e) => return Err(e).doing(doing),
+            };
+            mount::attach_at(&part, &skeleton, name).doing(doing)?;
+            match *name {
+                "devices" => done.0.push(("sys/devices", part)),
+                "kernel" => done.0.push(("sys/kernel", part)),
+                _ => {}
+            }
+        }
+        rustix::process::fchdir(&skeleton).call(|| "fchdir".into()).doing(doing)?;
+        mount::detach("fs").doing(doing)?;
+        make_node(skeleton.as_fd(), "fs/cgroup", FileType::Directory, 0o755, (0, 0), 0).doing(doing)?;
+        mount::add_attributes(&skeleton, false, read_only).doing(doing)?;
+        self.own(&skeleton).doing(doing)?;
+        done.0.push(("sys", skeleton));
+        Ok(())
+    }
+
+    /// Gives a finished tree of ours, not yet seen by anybody, to the machine's root.
+    fn own(&self, tree: &OwnedFd) -> sys::Result<()> {
+        match self.ids.userns {
+            Some(userns) if self.tmpfs_idmap => match mount::map_ids(tree, false, userns) {
+                // Attached already: mapping is refused, and a read-only skeleton needs no owner.
+                Err(e) if e.errno == Errno::EINVAL => Ok(()),
+                other => other,
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn tree(
+        &self,
+        target: &'static str,
+        mode: u32,
+        attributes: Attributes,
+        entries: &[Entry],
+        read_only: bool,
+        done: &mut Done,
+    ) -> Result<(), StepError> {
+        let doing = || format!("cannot make '/{target}'");
+        let mode = format!("{mode:o}");
+        let tree = mount::create("tmpfs", &[mount::Option::Text("mode", &mode)], attributes).doing(doing)?;
+        let mapped = self.tmpfs_idmap && self.ids.userns.is_some();
+        let owner = if mapped { 0 } else { self.ids.shift };
+        if owner != 0 {
+            chown_at(tree.as_fd(), ".", owner, owner).doing(doing)?;
+        }
+        for entry in entries {
+            self.entry(tree.as_fd(), entry, owner).doing(doing)?;
+        }
+        if mapped {
+            self.own(&tree).doing(doing)?;
+        }
+        if read_only {
+            let attributes = Attributes { read_only: true, ..Attributes::default() };
+            mount::add_attributes(&tree, false, attributes).doing(doing)?;
+        }
+        self.attach_interface(&tree, target, done)?;
+        done.0.push((target, tree));
+        Ok(())
+    }
+
+    fn entry(&self, dir: BorrowedFd<'_>, entry: &Entry, owner: u32) -> sys::Result<()> {
+        let name = entry.name;
+        match &entry.node {
+            Node::Directory(mode) => make_node(dir, name, FileType::Directory, *mode, (0, 0), owner),
+            Node::Device(major, minor) => {
+                make_node(dir, name, FileType::CharacterDevice, 0o666, (*major, *minor), owner)
+            }
+            Node::Fifo => make_node(dir, name, FileType::Fifo, 0o600, (0, 0), owner),
+            Node::Dead(kind) => {
+                let (kind, mode) = match kind {
+                    Dead::Reg => (FileType::RegularFile, 0),
+                    Dead::Dir => (FileType::Directory, 0),
+                    Dead::Fifo => (FileType::Fifo, 0),
+                    Dead::Sock => (FileType::Socket, 0),
+                    Dead::Chr => (FileType::CharacterDevice, 0),
+                    Dead::Blk => (FileType::BlockDevice, 0),
+                };
+                make_node(dir, name, kind, mode, (0, 0), owner)
+            }
+            Node::Symlink(to) => rustix::fs::symlinkat(*to, dir, name).call(|| format!("symlinkat('{name}')")),
+            Node::NotifySocket => {
+                socket::bind_in(self.notify, dir, name)?;
+                if owner == 0 { Ok(()) } else { chown_at(dir, name, owner, owner) }
+            }
+            Node::Text(text) => {
+                let content = match text {
+                    Text::Empty => "",
+                    Text::ContainerManager => "machinist",
+                    Text::ContainerUuid => &self.texts.container_uuid,
+                    Text::OsRelease => &self.texts.os_release,
+                    Text::BootId => &self.texts.boot_id,
+                };
+                write_text(dir, name, content, owner)
+            }
+        }
+    }
+
+    fn console(&self, api: &ApiMounts, done: &Done) -> Result<(), StepError> {
+        let doing = || "cannot mount the console on '/dev/console'".to_owned();
+        // Copied by descriptor of a terminal we made: nothing in the tree can stand in for it.
+        let tty = mount::copy_tree(&api.console, Path::new(""), false).doing(doing)?;
+        match done.holding("dev/console") {
+            Some((dev, name)) => mount::attach_at(&tty, dev, name).doing(doing),
+            None => Err(StepError::refused("the plan mounts the console before /dev")),
+        }
+    }
+
+    /// Attaches `tree` at a path the user named.
+    fn place(&self, tree: &OwnedFd, target: &str, file: bool) -> Result<(), StepError> {
+        let doing = || format!("cannot mount on '/{target}'");
+        let onto = self.root.mount_point(target, file, self.ids.shift).doing(doing)?;
+        mount::attach(tree, &onto).doing(doing)
+    }
+
+    fn tmpfs(&self, tmpfs: &Tmpfs) -> Result<(), StepError> {
+        let doing = || format!("cannot make the tmpfs '{}'", tmpfs.target);
+        let mode = format!("{:o}", tmpfs.mode);
+        let mut options = vec![mount::Option::Text("mode", &mode)];
+        let size = tmpfs.size.map(|s| s.to_string());
+        if let Some(size) = &size {
+            options.push(mount::Option::Text("size", size));
+        }
+        let attributes = Attributes { nosuid: true, nodev: true, ..Attributes::default() };
+        let tree = mount::create("tmpfs", &options, attributes).doing(doing)?;
+        chown_at(tree.as_fd(), ".", self.ids.shift, self.ids.shift).doing(doing)?;
+        self.place(&tree, tmpfs.target.relative(), false)
+    }
+
+    fn bind(&self, bind: &Bind) -> Result<(), StepError> {
+        let doing = || format!("cannot bind '{}' to '{}'", bind.source.display(), bind.target);
+        let tree = match mount::copy_host_tree(&bind.source, bind.recursive) {
+            Ok(tree) => tree,
+            Err(e) if e.errno == Errno::ENOENT && bind.optional => return Ok(()),
+            Err(e) => return Err(e).doing(doing),
+        };
+        let stat = rustix::fs::fstat(&tree).call(|| "fstat".into()).doing(doing)?;
+        let directory = FileType::from_raw_mode(stat.st_mode).is_dir();
+        let onto = self.root.mount_point(bind.target.relative(), !directory, self.ids.shift).doing(doing)?;
+        self.map_bind(bind, &tree, &stat, &onto).map_err(|cause| {
+            let hint = (cause.errno == Errno::EINVAL)
+                .then(|| "its file system cannot map ids; set `idmap = \"none\"` for this bind".to_owned());
+            StepError { doing: doing(), cause: Some(cause), hint }
+        })?;
+        let mut attributes = Attributes { read_only: bind.read_only, ..Attributes::default() };
+        if self.ids.userns.is_some() {
+            attributes.nodev = true;
+        }
+        if attributes != Attributes::default() {
+            mount::add_attributes(&tree, bind.recursive, attributes).doing(doing)?;
+        }
+        if bind.propagation == Propagation::Private {
+            mount::set_propagation(&tree, bind.recursive, mount::Propagation::Private).doing(doing)?;
+        }
+        mount::attach(&tree, &onto).doing(doing)
+    }
+
+    fn map_bind(&self, bind: &Bind, tree: &OwnedFd, source: &rustix::fs::Stat, onto: &OwnedFd) -> sys::Result<()> {
+        let Some(userns) = self.ids.userns else { return Ok(()) };
+        let single = |host: (u32, u32), guest: (u32, u32)| {
+            [
+                IdMapEntry { host: host.0, guest: guest.0, count: 1, of: IdsOf::Users },
+                IdMapEntry { host: host.1, guest: guest.1, count: 1, of: IdsOf::Groups },
+            ]
+        };
+        let owner = (source.st_uid, source.st_gid);
+        let made = match &bind.idmap {
+            BindIdmap::None => return Ok(()),
+            BindIdmap::Private => return mount::map_ids(tree, bind.recursive, userns),
+            BindIdmap::RootOwner => (self.make_userns)(&single(owner, (0, 0)))?,
+            BindIdmap::Owner => {
+                let target = rustix::fs::fstat(onto).call(|| "fstat(target)".into())?;
+                let inside = |id: u32| id.checked_sub(self.ids.shift).filter(|i| *i < self.ids.size).unwrap_or(0);
+                (self.make_userns)(&single(owner, (inside(target.st_uid), inside(target.st_gid))))?
+            }
+            BindIdmap::Map(list) => (self.make_userns)(list)?,
+        };
+        mount::map_ids(tree, bind.recursive, &made)
+    }
+
+    /// Shows the host's resolver file, when the tree has a plain file or nothing in its place.
+    fn resolver(&self) -> Result<(), StepError> {
+        let doing = || "cannot show the host's '/etc/resolv.conf'".to_owned();
+        let Ok(source) = PathBuf::from("/etc/resolv.conf").canonicalize() else { return Ok(()) };
+        // A symlink or a missing file is the guest's own arrangement; it is left alone.
+        let Ok(onto) = self.root.open_plain("etc/resolv.conf", OFlags::PATH) else { return Ok(()) };
+        let tree = mount::copy_host_tree(&source, false).doing(doing)?;
+        let attributes = Attributes { read_only: true, ..Attributes::DATA };
+        mount::add_attributes(&tree, false, attributes).doing(doing)?;
+        mount::attach(&tree, &onto).doing(doing)
+    }
+}
+
+fn write_text(dir: BorrowedFd<'_>, name: &str, content: &str, owner: u32) -> sys::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o444)).call(|| format!("openat('{name}')"))?;
+    if !content.is_empty() {
+        let mut line = content.to_owned();
+        if !line.ends_with('\n') {
+            line.push('\n');
+        }
+        let written = rustix::io::write(&fd, line.as_bytes()).call(|| format!("write('{name}')"))?;
+        if written != line.len() {
+            return Err(Error { call: format!("write('{name}')"), errno: Errno::ENOSPC });
+        }
+    }
+    if owner == 0 { Ok(()) } else { chown_at(dir, name, owner, owner) }
+}
+
+/// Covers files that exist with our own unreadable ones.
+fn mask(targets: &[&str], directories: bool, done: &Done) -> Result<(), StepError> {
+    let (host, _) =
+        done.holding("run/host/inaccessible").ok_or_else(|| StepError::refused("the plan masks before /run/host"))?;
+    let source = if directories { "inaccessible/dir" } else { "inaccessible/reg" };
+    let mut spare: Option<OwnedFd> = None;
+    for target in targets {
+        let doing = || format!("cannot mask '/{target}'");
+        let Some((dir, name)) = done.holding(target) else { continue };
+        let cover = match spare.take() {
+            Some(cover) => cover,
+            None => mount::copy_tree(host, Path::new(source), false).doing(doing)?,
+        };
+        match mount::attach_at(&cover, dir, name) {
+            Ok(()) => {}
+            Err(e) if e.errno == Errno::ENOENT => spare = Some(cover),
+            Err(e) => return Err(e).doing(doing),
+        }
+    }
+    Ok(())
+}
+
+fn read_only(targets: &[&str], except: Option<&str>, done: &Done) -> Result<(), StepError> {
+    let copy = |target: &str| -> sys::Result<Option<(OwnedFd, BorrowedFd<'_>, String)>> {
+        let Some((dir, name)) = done.holding(target) else { return Ok(None) };
+        match mount::copy_tree(dir, Path::new(name), false) {
+            Ok(tree) => Ok(Some((tree, dir, name.to_owned()))),
+            Err(e) if e.errno == Errno::ENOENT => Ok(None),
+            Err(e) => Err(e),
+        }
+    };
+    // Copied while it is still writable, attached on top at the end.
+    let kept = except.map(copy).transpose().doing(|| "cannot keep a part writable".into())?.flatten();
+    for target in targets {
+        let doing = || format!("cannot make '/{target}' read-only");
+        let Some((tree, dir, name)) = copy(target).doing(doing)? else { continue };
+        mount::add_attributes(&tree, false, Attributes { read_only: true, ..Attributes::default() }).doing(doing)?;
+        mount::attach_at(&tree, dir, &name).doing(doing)?;
+    }
+    if let Some((tree, dir, name)) = kept {
+        mount::attach_at(&tree, dir, &name).doing(|| format!("cannot keep '/{name}' writable"))?;
+    }
+    Ok(())
+}
+
+fn replace(target: &str, source: &str, done: &Done) -> Result<(), StepError> {
+    let doing = || format!("cannot replace '/{target}'");
+    let ((dir, name), (host, _)) = match (done.holding(target), done.holding("run/host/x")) {
+        (Some(target), Some(host)) => (target, host),
+        _ => return Err(StepError::refused(doing())),
+    };
+    let tree = mount::copy_tree(host, Path::new(source), false).doing(doing)?;
+    match mount::attach_at(&tree, dir, name) {
+        Err(e) if e.errno != Errno::ENOENT => Err(e).doing(doing),
+        _ => Ok(()),
+    }
+}
+
+/// The root itself as a [`RootFd`], attached on top of the current root of this mount namespace.
+pub fn attach_root(root: OwnedFd) -> Result<RootFd, StepError> {
+    let doing = || "cannot attach the root tree".to_owned();
+    mount::attach_at(&root, rustix::fs::CWD, "/").doing(doing)?;
+    Ok(RootFd::from_fd(root))
+}
+
+/// Makes the attached root the only one in this mount namespace.
+pub fn enter_root(root: &RootFd) -> Result<(), StepError> {
+    let doing = || "cannot enter the root tree".to_owned();
+    rustix::process::fchdir(root).call(|| format!("fchdir({})", root.as_fd().as_raw_fd())).doing(doing)?;
+    mount::pivot_into_current_directory().doing(doing)
+}
