@@ -6,4 +6,5 @@ pub mod host;
 pub mod plan;
 pub mod rootfs;
 pub mod spec;
+pub mod supervisor;
 pub mod sys;

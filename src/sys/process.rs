@@ -131,6 +131,17 @@ pub fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> Result<()> {
     check(result).call(|| format!("pidfd_send_signal({signal})")).map(drop)
 }
 
+/// Sends a signal to the process group led by the process behind a pidfd, or to that process alone where the
+/// kernel is older than 6.9 or it leads no group.
+pub fn pidfd_signal_group(pidfd: impl AsFd, signal: i32) -> Result<()> {
+    const PIDFD_SIGNAL_PROCESS_GROUP: u32 = 1 << 2;
+    let fd = pidfd.as_fd().as_raw_fd();
+    let none = std::ptr::null::<c_void>();
+    // SAFETY: no memory is passed; the descriptor is borrowed for the call.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, none, PIDFD_SIGNAL_PROCESS_GROUP) };
+    if result == 0 { Ok(()) } else { pidfd_send_signal(pidfd, signal) }
+}
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -205,18 +216,34 @@ pub fn effective_set() -> Result<u64> {
 ///
 /// Bits we lack ourselves stay off. `present` is the bounding set as it is now.
 pub fn limit_capabilities(keep: u64, present: u64) -> Result<()> {
-    use rustix::thread::{CapabilitySet, CapabilitySets};
+    limit_bounding_set(keep, present)?;
+    set_capabilities(keep & present)
+}
+
+/// Takes everything but `keep` out of the bounding set, which is `present` as it is now.
+pub fn limit_bounding_set(keep: u64, present: u64) -> Result<()> {
     for bit in 0..64u64 {
         if present & !keep & (1 << bit) != 0 {
             prctl(libc::PR_CAPBSET_DROP, bit, "PR_CAPBSET_DROP")?;
         }
     }
+    Ok(())
+}
+
+/// Sets the permitted and effective capabilities to `set`, the inheritable and ambient ones to none.
+pub fn set_capabilities(set: u64) -> Result<()> {
+    use rustix::thread::{CapabilitySet, CapabilitySets};
     // SAFETY: takes numbers only.
     let cleared = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
     check(libc::c_long::from(cleared)).call(|| "prctl(PR_CAP_AMBIENT_CLEAR_ALL)".into())?;
-    let set = CapabilitySet::from_bits_retain(keep & present);
-    let sets = CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets).call(|| format!("capset({:#x})", keep & present))
+    let wanted = CapabilitySet::from_bits_retain(set);
+    let sets = CapabilitySets { effective: wanted, permitted: wanted, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).call(|| format!("capset({set:#x})"))
+}
+
+/// Keeps the permitted capabilities when the user changes from root to another, until exec.
+pub fn keep_capabilities() -> Result<()> {
+    prctl(libc::PR_SET_KEEPCAPS, 1, "PR_SET_KEEPCAPS").map(drop)
 }
 
 /// One instruction of a classic BPF program, laid out as the kernel's `struct sock_filter`.
@@ -250,6 +277,25 @@ pub fn close_from_on_exec(first: u32) -> Result<()> {
     // SAFETY: changes flags of descriptors, closes none.
     let result = unsafe { libc::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as c_int) };
     check(libc::c_long::from(result)).call(|| format!("close_range({first}, CLOSE_RANGE_CLOEXEC)")).map(drop)
+}
+
+/// Closes every descriptor from 3 on except those of `keep`.
+///
+/// For a forked child that never returns: values that own the closed descriptors must not be dropped in it.
+pub fn close_all_except(keep: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut numbers: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
+    numbers.sort_unstable();
+    let mut first = 3;
+    for number in numbers.into_iter().filter(|number| *number >= 3).chain([u32::MAX]) {
+        if first < number {
+            let last = if number == u32::MAX { number } else { number - 1 };
+            // SAFETY: the caller promises that nothing uses these descriptors again.
+            let result = unsafe { libc::close_range(first, last, 0) };
+            check(libc::c_long::from(result)).call(|| format!("close_range({first}, {last})"))?;
+        }
+        first = number.saturating_add(1);
+    }
+    Ok(())
 }
 
 /// Enters the namespaces `flags` of the process behind a pidfd, all at once (`setns(2)`).

@@ -1,0 +1,385 @@
+//! Runs a command inside a running machine by entering its namespaces, and needs nothing in the machine.
+//!
+//! ```text
+//! caller ─ clone3 into a leaf group ─> first child: setns, all at once; finds the user; opens the terminal;
+//!    │                                 gives up rights; loads the filter
+//!    └──────── its sibling, in the machine's PID namespace <─ clone3 ─┘ then it is gone
+//!              session, terminal, exec: the command, a child of the caller
+//! ```
+//!
+//! The machine is hostile. What it can see of us is only the last process, for the moment before its exec, and
+//! that one already has the machine's rights, filter and user, and no descriptor of the host but those the
+//! command is meant to have. Everything that can be made to wait by the machine (its file systems) happens in a
+//! child, which time limit and signals reach; nothing of the machine is opened or run by the caller.
+//! Failures come back on a socket, as an [`EnterError`]; nothing is printed.
+//!
+//! What it never does: ask a name service, start a login service, hand a terminal of the host to the machine.
+
+mod child;
+mod group;
+mod streams;
+mod users;
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+pub use group::LEAF_PREFIX;
+
+use crate::sys::process::{self, Clone, Ended, FilterInsn, Fork};
+use crate::sys::{self, Errno, socket};
+use group::Leaf;
+use streams::{Pump, Signals, Streams};
+
+/// How long killed processes may take to be gone.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The machine to enter.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// pidfd of its leader.
+    pub leader: BorrowedFd<'a>,
+    /// Its payload control group, a path of the host.
+    pub cgroup: &'a Path,
+    /// What the command may do.
+    pub rights: &'a Rights,
+    /// Whether it has a user namespace of its own.
+    pub user_namespace: bool,
+    /// Whether it has a network namespace other than the host's.
+    pub network_namespace: bool,
+    /// Whether it has clocks of its own.
+    pub time_namespace: bool,
+}
+
+/// What a machine's processes may do.
+#[derive(Debug, Clone)]
+pub struct Rights {
+    /// Mask of the capabilities it may have.
+    pub capabilities: u64,
+    /// Its system call filter; empty means none.
+    pub filter: Vec<FilterInsn>,
+    /// Whether setuid bits have no effect.
+    pub no_new_privileges: bool,
+}
+
+/// A command to run.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Command {
+    /// Program and arguments; empty means the user's shell.
+    pub argv: Vec<String>,
+    /// `USER` or `USER:GROUP`, each a name or a number; root if missing.
+    pub user: Option<String>,
+    /// Variables beyond, or instead of, the few every command gets.
+    pub environment: Vec<(String, String)>,
+    /// Working directory; `/` if missing, or the user's home for a login shell.
+    pub directory: Option<String>,
+    /// After that long, everything the command started is killed.
+    pub timeout: Option<Duration>,
+    /// Its standard input, output and error.
+    pub stdio: Stdio,
+    /// Start in the user's home, and a shell as a login shell.
+    pub login_shell: bool,
+}
+
+/// Standard input, output and error of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Stdio {
+    /// Our own three. One that is a terminal is replaced by a pipe that we copy from or to.
+    #[default]
+    Inherit,
+    /// A new terminal of the machine, connected to ours.
+    Terminal,
+    /// The machine's `/dev/null`.
+    Null,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// By itself or by a signal.
+    Ended(Ended),
+    /// It was killed because its time was up.
+    TimedOut,
+}
+
+impl Outcome {
+    /// The exit status that tells our caller: the command's own, 128 + signal, or 124 as `timeout(1)`.
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::Ended(Ended::Exited(code)) => code,
+            Self::Ended(Ended::Killed(signal)) => u8::try_from(128 + signal).unwrap_or(255),
+            Self::TimedOut => 124,
+        }
+    }
+}
+
+/// A failed call, in a form that crosses a socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// The call with its object.
+    pub call: String,
+    /// The kernel's answer.
+    pub errno: i32,
+}
+
+impl From<sys::Error> for Cause {
+    fn from(error: sys::Error) -> Self {
+        Self { call: error.call, errno: error.errno as i32 }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call.escape_debug(), Errno::from_raw(self.errno).desc())
+    }
+}
+
+/// Why a command could not be run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnterError {
+    /// An argument or a variable that no program can be given.
+    Request(String),
+    /// Its control group could not be made or used.
+    Group(Cause),
+    /// The machine's namespaces could not be entered, or its rights not taken on.
+    Enter(Cause),
+    /// No such user in the machine.
+    User(String),
+    /// The working directory cannot be used.
+    Directory(Cause),
+    /// Standard input, output or error could not be set up or copied.
+    Streams(Cause),
+    /// The program does not exist in the machine.
+    NotFound(String),
+    /// The program exists and cannot be executed.
+    NotExecutable(Cause),
+    /// The entering process ended without a word.
+    Lost,
+}
+
+impl EnterError {
+    /// The exit status shells use for it: 127 not found, 126 not executable, else 1.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::NotFound(_) => 127,
+            Self::NotExecutable(_) => 126,
+            _ => 1,
+        }
+    }
+}
+
+impl fmt::Display for EnterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Request(why) | Self::User(why) => f.write_str(why),
+            Self::Group(cause) => write!(f, "cannot make a control group for the command: {cause}"),
+            Self::Enter(cause) => write!(f, "cannot enter the machine: {cause}"),
+            Self::Directory(cause) => write!(f, "cannot use the working directory: {cause}"),
+            Self::Streams(cause) => write!(f, "cannot connect standard input and output: {cause}"),
+            Self::NotFound(program) => write!(f, "no program '{}' in the machine", program.escape_debug()),
+            Self::NotExecutable(cause) => write!(f, "cannot execute the command: {cause}"),
+            Self::Lost => f.write_str("the process that entered the machine was killed"),
+        }
+    }
+}
+
+impl std::error::Error for EnterError {}
+
+/// What the children tell the caller, one message each.
+#[derive(Debug, Serialize, Deserialize)]
+enum Report {
+    /// The command's process exists; its pidfd comes along, and the other ends of its streams.
+    Started,
+    /// It will not be run.
+    Failed(EnterError),
+}
+
+/// A command on its way: entering, then running.
+///
+/// For poll loops: when [`Running::poll_fd`] is readable or [`Running::deadline`] has passed, call
+/// [`Running::step`]. Dropping it kills what it started.
+#[derive(Debug)]
+pub struct Running {
+    /// The child that enters; reaped when the socket has ended.
+    first: OwnedFd,
+    socket: Option<OwnedFd>,
+    command: Option<OwnedFd>,
+    /// The other ends of the command's streams, until somebody takes them.
+    outside: Vec<OwnedFd>,
+    failure: Option<EnterError>,
+    deadline: Option<Instant>,
+    over: bool,
+    leaf: Leaf,
+}
+
+/// Starts a command whose streams are all [`Stdio::Null`], for callers with a poll loop of their own.
+///
+/// # Errors
+/// Only what fails on the host's side; the rest comes from [`Running::step`].
+pub fn start(target: &Target<'_>, command: &Command) -> Result<Running, EnterError> {
+    let streams = Streams::null();
+    launch(target, command, &streams)
+}
+
+/// Runs a command to its end, with our streams, passing on signals meant to end it.
+///
+/// The process must have one thread. SIGINT, SIGTERM, SIGHUP and SIGQUIT go to the command; SIGKILL to us kills it.
+///
+/// # Errors
+/// If the command was not run, or its streams failed on our side.
+pub fn run(target: &Target<'_>, command: &Command) -> Result<Outcome, EnterError> {
+    let signals = Signals::take().map_err(|e| EnterError::Streams(e.into()))?;
+    let streams = Streams::of(command.stdio).map_err(|e| EnterError::Streams(e.into()))?;
+    let mut running = launch(target, command, &streams)?;
+    let mut pump = Pump::new(streams);
+    loop {
+        if let Some(outcome) = running.step()? {
+            pump.drain();
+            return Ok(outcome);
+        }
+        if !running.outside.is_empty() {
+            pump.connect(std::mem::take(&mut running.outside)).map_err(|e| EnterError::Streams(e.into()))?;
+        }
+        let ready = pump.poll([running.poll_fd(), signals.as_fd()], running.deadline);
+        ready.map_err(|e| EnterError::Streams(e.into()))?;
+        while let Some(signal) = signals.next() {
+            if signal == Signal::SIGWINCH as i32 {
+                pump.resize();
+            } else if !running.signal(signal) {
+                return Ok(Outcome::Ended(Ended::Killed(signal)));
+            }
+        }
+        pump.copy();
+    }
+}
+
+fn launch(target: &Target<'_>, command: &Command, streams: &Streams) -> Result<Running, EnterError> {
+    child::check(command)?;
+    let leaf = Leaf::make(target.cgroup).map_err(|e| EnterError::Group(e.into()))?;
+    let (ours, theirs) = socket::pair().map_err(|e| EnterError::Enter(e.into()))?;
+    let how = Clone { cgroup: Some(leaf.as_fd()), ..Clone::default() };
+    match process::clone3(how).map_err(|e| EnterError::Group(e.into()))? {
+        Fork::Child => child::enter(target, command, streams, &theirs),
+        Fork::Parent(_, first) => Ok(Running {
+            first,
+            socket: Some(ours),
+            command: None,
+            outside: Vec::new(),
+            failure: None,
+            deadline: command.timeout.and_then(|t| Instant::now().checked_add(t)),
+            over: false,
+            leaf,
+        }),
+    }
+}
+
+impl Running {
+    /// Readable when there is something to do for [`Running::step`].
+    pub fn poll_fd(&self) -> BorrowedFd<'_> {
+        match (&self.socket, &self.command) {
+            (Some(socket), _) => socket.as_fd(),
+            (None, Some(command)) => command.as_fd(),
+            (None, None) => self.first.as_fd(),
+        }
+    }
+
+    /// When the command's time is up.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Goes on as far as possible without waiting; `None` while the command runs.
+    ///
+    /// # Errors
+    /// Once, if the command was not run.
+    pub fn step(&mut self) -> Result<Option<Outcome>, EnterError> {
+        if self.deadline.is_some_and(|end| Instant::now() >= end) {
+            self.kill();
+            return Ok(Some(Outcome::TimedOut));
+        }
+        while self.socket.as_ref().is_some_and(|s| is_readable(s, Duration::ZERO)) {
+            self.receive()?;
+        }
+        if self.socket.is_some() {
+            return Ok(None);
+        }
+        let Some(command) = &self.command else {
+            // The socket ended, so the first child is gone or about to.
+            self.kill();
+            return Err(self.failure.take().unwrap_or(EnterError::Lost));
+        };
+        let ended = process::wait_pidfd(command, self.failure.is_some()).map_err(|e| EnterError::Enter(e.into()))?;
+        let Some(ended) = ended else { return Ok(None) };
+        self.over = true;
+        match self.failure.take() {
+            Some(failure) => Err(failure),
+            None => Ok(Some(Outcome::Ended(ended))),
+        }
+    }
+
+    /// Takes one message, or the end of the socket, which means that exec succeeded or nothing is left to.
+    fn receive(&mut self) -> Result<(), EnterError> {
+        let Some(socket) = &self.socket else { return Ok(()) };
+        let mut data = vec![0; 16 << 10];
+        let received = socket::receive(socket, &mut data).map_err(|e| EnterError::Enter(e.into()))?;
+        if received.len == 0 {
+            self.socket = None;
+            // Ours to reap; it ends right after its last message.
+            return process::wait_pidfd(&self.first, true).map(drop).map_err(|e| EnterError::Enter(e.into()));
+        }
+        match serde_json::from_slice(&data[..received.len]) {
+            Ok(Report::Started) => {
+                let mut fds = received.fds.into_iter();
+                self.command = fds.next();
+                self.outside = fds.collect();
+            }
+            Ok(Report::Failed(error)) => self.failure = Some(error),
+            Err(_) => self.failure = Some(EnterError::Lost),
+        }
+        Ok(())
+    }
+
+    /// Passes a signal on to the command's process group; false if there is no command yet.
+    pub fn signal(&self, signal: i32) -> bool {
+        let Some(command) = &self.command else { return false };
+        // It may have ended just now, which the next step sees.
+        let _ = process::pidfd_signal_group(command, signal);
+        true
+    }
+
+    /// Kills everything the command started and waits for the end of it.
+    fn kill(&mut self) {
+        self.over = true;
+        // Each of these fails only if there is nothing left to kill.
+        let _ = self.leaf.kill();
+        let _ = process::pidfd_send_signal(&self.first, Signal::SIGKILL as i32);
+        let _ = process::wait_pidfd(&self.first, true);
+        while self.command.is_none() && self.socket.as_ref().is_some_and(|s| is_readable(s, GRACE)) {
+            let _ = self.receive();
+        }
+        if let Some(command) = &self.command {
+            // The machine may have moved it to a group of its own.
+            let _ = process::pidfd_send_signal(command, Signal::SIGKILL as i32);
+            let _ = process::wait_pidfd(command, true);
+        }
+        let _ = self.leaf.wait_empty(GRACE);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.over {
+            self.kill();
+        }
+    }
+}
+
+fn is_readable(fd: &OwnedFd, limit: Duration) -> bool {
+    let mut set = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    nix::poll::poll(&mut set, PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO)).is_ok_and(|ready| ready > 0)
+}
