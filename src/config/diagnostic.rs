@@ -258,3 +258,94 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> (Problems, impl Fn(&str) -> Place) {
+        let mut problems = Problems::default();
+        let file = problems.add_file("web.toml".into(), text.to_owned());
+        let text = text.to_owned();
+        let place = move |piece: &str| {
+            let start = text.find(piece).expect("a piece of the text");
+            Place::new(file, start..start + piece.len())
+        };
+        (problems, place)
+    }
+
+    #[test]
+    fn problems_come_in_the_order_of_the_file() {
+        let (mut problems, place) = problems("a = 1\nb = 2\nc = 3\n");
+        problems.report(place("c"), "third");
+        problems.report(place("a"), "first");
+        problems.report(place("b"), "second");
+        let found = problems.into_diagnostics();
+        let found: Vec<(usize, &str)> = found.iter().map(|problem| (problem.line(), problem.message())).collect();
+        assert_eq!(found, [(1, "first"), (2, "second"), (3, "third")]);
+    }
+
+    #[test]
+    fn a_problem_is_drawn_with_its_line_and_hint() {
+        let (mut problems, place) = problems("\n\nkye = 1 # why\n");
+        problems.report(place("kye"), "unknown key `kye`").label("expected `key`").note("a note").hint("write `key`");
+        let expected = "\
+error: unknown key `kye`
+ --> web.toml:3:1
+  |
+3 | kye = 1 # why
+  | ^^^ expected `key`
+  |
+  = note: a note
+  = hint: write `key`";
+        let found = problems.into_diagnostics();
+        assert_eq!(render_all(&found, false), expected);
+        let colored = render_all(&found, true);
+        assert!(colored.contains("\x1b["));
+        let mut plain = String::new();
+        let mut rest = colored.as_str();
+        while let Some((before, after)) = rest.split_once("\x1b[") {
+            plain.push_str(before);
+            rest = after.split_once('m').map_or("", |(_, rest)| rest);
+        }
+        assert_eq!(plain + rest, expected, "colour changes no letter");
+    }
+
+    #[test]
+    fn control_characters_of_a_file_never_reach_the_terminal() {
+        let (mut problems, place) = problems("a = \"\x1b[31mred\x07\u{202e}\"\n");
+        problems.report(place("\x1b"), format!("bad {}", quoted("\x1b[31m\u{202e}")));
+        let text = render_all(&problems.into_diagnostics(), false);
+        assert!(!text.contains(['\x1b', '\x07', '\u{202e}']), "{text:?}");
+    }
+
+    #[test]
+    fn only_so_many_problems_are_drawn() {
+        let (mut problems, place) = problems("a = 1\n");
+        for _ in 0..MAX_SHOWN + 7 {
+            problems.report(place("a"), "again");
+        }
+        let text = render_all(&problems.into_diagnostics(), false);
+        assert_eq!(text.matches("error: again").count(), MAX_SHOWN);
+        assert!(text.ends_with("\n\nerror: 7 more problems are not shown"));
+    }
+
+    #[test]
+    fn the_end_of_a_file_can_be_quoted() {
+        for text in ["", "a = 1", "a = 1\n", "a = 1\r\n"] {
+            let (mut problems, _) = problems(text);
+            problems.report(Place::new(0, text.len()..text.len()), "ends here");
+            assert!(render_all(&problems.into_diagnostics(), false).starts_with("error: ends here\n --> web.toml:"));
+        }
+    }
+
+    #[test]
+    fn the_nearest_word_is_one_that_could_be_meant() {
+        let words = ["target", "source", "read-only"];
+        assert_eq!(nearest("traget", words), Some("target"));
+        assert_eq!(nearest("READ_ONLY", words), Some("read-only"));
+        assert_eq!(nearest("volume", words), None);
+        assert_eq!(nearest("", words), None);
+        assert_eq!(nearest(&"target".repeat(20), words), None);
+    }
+}

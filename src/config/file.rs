@@ -285,7 +285,7 @@ impl MachineFile {
 }
 
 /// Tables by the name that a message gives them, with their keys.
-const TABLES: [(&str, &[&str]); 13] = [
+const TABLES: [(&str, &[&str]); 16] = [
     ("the top of the file", MachineFile::KEYS),
     ("`[boot]`", BootTable::KEYS),
     ("`[identity]`", IdentityTable::KEYS),
@@ -293,7 +293,10 @@ const TABLES: [(&str, &[&str]); 13] = [
     ("`overlay` of `[root]`", RootOverlayTable::KEYS),
     ("`[[bind]]`", BindTable::KEYS),
     ("`[[tmpfs]]`", TmpfsTable::KEYS),
+    ("`[[overlay]]`", ExtraOverlayTable::KEYS),
     ("`[users]`", UsersTable::KEYS),
+    ("`mode` of `[users]`", RangeTable::KEYS),
+    ("`[network]`", NetworkTable::KEYS),
     ("`[security]`", SecurityTable::KEYS),
     ("`capabilities` of `[security]`", CapabilitiesTable::KEYS),
     ("`seccomp` of `[security]`", SeccompTable::KEYS),
@@ -301,7 +304,124 @@ const TABLES: [(&str, &[&str]); 13] = [
     ("`[cgroup]`", CgroupTable::KEYS),
 ];
 
-/// The table that a key belongs in, for one found in the wrong place.
+/// The only table that has a key, for one found in the wrong place.
 pub(super) fn table_with(key: &str) -> Option<&'static str> {
-    TABLES.iter().find(|(_, keys)| keys.contains(&key)).map(|(table, _)| *table)
+    let mut tables = TABLES.iter().filter(|(_, keys)| keys.contains(&key)).map(|(table, _)| *table);
+    tables.next().filter(|_| tables.next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value as Json;
+    use toml::de::{DeTable, DeValue};
+
+    use super::super::diagnostic::Problems;
+    use super::*;
+
+    /// Reads a whole file and gives what is wrong with it.
+    fn read(text: &str) -> Vec<String> {
+        let mut problems = Problems::default();
+        let file = problems.add_file("test.toml".into(), text.to_owned());
+        let table = DeTable::parse(text).expect("TOML").into_inner();
+        let root = toml::Spanned::new(0..0, DeValue::Table(table));
+        MachineFile::read(&root, &mut Reader::new(file, &mut problems));
+        problems.into_diagnostics().iter().map(|problem| problem.render(false)).collect()
+    }
+
+    /// Follows a reference of the schema to its definition.
+    fn resolve<'a>(root: &'a Json, schema: &'a Json) -> &'a Json {
+        match schema["$ref"].as_str() {
+            Some(reference) => root.pointer(&reference[1..]).expect("definition"),
+            None => schema,
+        }
+    }
+
+    /// The objects with declared keys that a schema allows, each with the TOML that leads to it.
+    fn tables<'a>(root: &'a Json, schema: &'a Json, header: &str, found: &mut Vec<(String, &'a Json)>) {
+        let schema = resolve(root, schema);
+        if let Some(properties) = schema["properties"].as_object() {
+            found.push((header.to_owned(), schema));
+            for (key, property) in properties {
+                tables(root, property, &format!("{header}.{key}"), found);
+            }
+        }
+        if let Some(items) = schema.get("items") {
+            tables(root, items, &format!("{header}[]"), found);
+        }
+        schema["anyOf"].as_array().into_iter().flatten().for_each(|choice| tables(root, choice, header, found));
+    }
+
+    #[test]
+    fn the_reader_knows_the_keys_of_the_schema_and_no_others() {
+        let schema = schemars::schema_for!(MachineFile).to_value();
+        let mut found = Vec::new();
+        tables(&schema, &schema, "", &mut found);
+        assert_eq!(found.len(), 16, "every table of the format: {found:#?}");
+        for (header, table) in found {
+            let path = header.trim_start_matches('.').trim_end_matches("[]");
+            let text = match path {
+                "" => "no-such-key = 1".to_owned(),
+                _ if header.ends_with("[]") => format!("[[{path}]]\nno-such-key = 1"),
+                _ => format!("[{path}]\nno-such-key = 1"),
+            };
+            let problems = read(&text);
+            let expected = problems.iter().find_map(|problem| problem.split_once("expected one of ")).expect(&text).1;
+            let known: BTreeSet<&str> =
+                expected.lines().next().unwrap_or("").split(", ").map(|key| key.trim_matches('`')).collect();
+            let declared: BTreeSet<&str> =
+                table["properties"].as_object().expect("object").keys().map(String::as_str).collect();
+            assert_eq!(known, declared, "{header}");
+            assert_eq!(table["additionalProperties"], Json::Bool(false), "{header}");
+        }
+    }
+
+    #[test]
+    fn every_key_of_the_schema_is_explained() {
+        let schema = schemars::schema_for!(MachineFile).to_value();
+        let mut found = Vec::new();
+        tables(&schema, &schema, "", &mut found);
+        for (header, table) in found {
+            for (key, property) in table["properties"].as_object().expect("object") {
+                let text = property["description"].as_str().unwrap_or_default();
+                assert!(text.len() > 10 && text.ends_with('.'), "{header}.{key}: {text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_default_of_the_schema_can_be_written_out() {
+        let schema = schemars::schema_for!(MachineFile).to_value();
+        let mut found = Vec::new();
+        tables(&schema, &schema, "", &mut found);
+        let mut written = 0;
+        for (header, table) in found {
+            for (key, property) in table["properties"].as_object().expect("object") {
+                let path = header.trim_start_matches('.').trim_end_matches("[]");
+                let Some(default) = property.get("default").filter(|default| **default != Json::Array(Vec::new()))
+                else {
+                    continue;
+                };
+                let value = toml::Value::try_from(default).expect("TOML");
+                let text = match path {
+                    "" => format!("{key} = {value}"),
+                    "users.mode" => format!("users.mode = {{ shift = 65536, {key} = {value} }}"),
+                    _ if header.ends_with("[]") => format!("[[{path}]]\n{key} = {value}"),
+                    _ => format!("[{path}]\n{key} = {value}"),
+                };
+                assert_eq!(read(&text), [""; 0], "{text}");
+                written += 1;
+            }
+        }
+        assert!(written > 15, "only {written} defaults");
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_place_is_sent_to_its_table_if_only_one_has_it() {
+        assert_eq!(table_with("hostname"), Some("`[identity]`"));
+        assert_eq!(table_with("drop"), Some("`capabilities` of `[security]`"));
+        assert_eq!(table_with("mode"), None);
+        assert_eq!(table_with("bridge"), None);
+    }
 }

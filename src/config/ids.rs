@@ -84,6 +84,9 @@ fn read_range(range: &RangeTable, value: &Value<'_>, reader: &mut Reader<'_>) ->
     None
 }
 
+/// Most lines of an id map (`user_namespaces(7)`).
+const MAX_EXTENTS: usize = 340;
+
 /// The words of `idmap`; a list of entries is the fifth way.
 const IDMAP_WORDS: [(&str, BindIdmap); 4] = [
     ("private", BindIdmap::Private),
@@ -95,6 +98,10 @@ const IDMAP_WORDS: [(&str, BindIdmap); 4] = [
 impl Setting for BindIdmap {
     fn read(value: &Value<'_>, reader: &mut Reader<'_>) -> Option<Self> {
         if let DeValue::Array(array) = value.get_ref() {
+            if array.len() > MAX_EXTENTS {
+                reader.bad(value, format_args!("holds {} entries, and the kernel takes {MAX_EXTENTS}", array.len()));
+                return None;
+            }
             let mut entries: Vec<IdMapEntry> = Vec::new();
             for item in array {
                 let entry = read_text(item, reader, "a map as a string, as in \"1000->33\"", parse_entry)?;
@@ -194,4 +201,92 @@ fn overlap(a: &IdMapEntry, b: &IdMapEntry) -> bool {
     let same_kind = a.of == b.of || a.of == IdsOf::Both || b.of == IdsOf::Both;
     let meet = |x: u32, y: u32| x - x.min(y) < b.count && y - x.min(y) < a.count;
     same_kind && (meet(a.host, b.host) || meet(a.guest, b.guest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reader::tests::{read, shown};
+    use super::*;
+
+    #[test]
+    fn maps_are_shown_as_they_are_read() {
+        for text in [
+            r#""private""#,
+            r#""none""#,
+            r#""root-owner""#,
+            r#""owner""#,
+            r#"["1000->33"]"#,
+            r#"["u:1000->33", "g:1000->33"]"#,
+            r#"["1000-1009->0-9", "g:5->10", "0-4->20-24"]"#,
+            r#"["0-4294967294->0-4294967294"]"#,
+        ] {
+            assert_eq!(shown::<BindIdmap>(text), Ok(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_map_entry_is_read_host_first() {
+        let entry = |host, guest, count, of| IdMapEntry { host, guest, count, of };
+        let map = read::<BindIdmap>(r#"["u:1000->33", "g:100-109->0-9"]"#).expect("map");
+        assert_eq!(map, BindIdmap::Map(vec![entry(1000, 33, 1, IdsOf::Users), entry(100, 0, 10, IdsOf::Groups)]));
+    }
+
+    #[test]
+    fn maps_that_give_an_id_twice_are_refused() {
+        for (first, second) in [
+            ("1000->33", "1000->34"),
+            ("1000->33", "1001->33"),
+            ("1000-1009->0-9", "1009->20"),
+            ("1009->20", "1000-1009->0-9"),
+            ("5->9", "1000-1009->0-9"),
+            ("u:1->1", "1->2"),
+        ] {
+            let problems = read::<BindIdmap>(&format!("[\"{first}\", \"{second}\"]")).expect_err(second);
+            assert_eq!(problems, [format!("`key`: '{second}' overlaps '{first}'")]);
+        }
+        assert!(read::<BindIdmap>(r#"["u:1->1", "g:1->1", "u:2->0", "3-4->2-3"]"#).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_map_entry_is_refused() {
+        for bad in
+            ["", "1000", "1000:33", "1000->", "->33", "a->b", "1000->33->1", "uid:1->2", "-1->1", "+1->1", "1-->2"]
+        {
+            assert!(parse_entry(bad).is_err(), "{bad}");
+        }
+        for bad in ["4294967295->0", "0->4294967295", "9-5->5-9", "1-2->1-3", "0-4294967295->0-4294967295"] {
+            assert!(parse_entry(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_map_has_no_more_entries_than_the_kernel_takes() {
+        let text = |count| format!("[{}]", (0..count).map(|i| format!("\"{i}->{i}\"")).collect::<Vec<_>>().join(", "));
+        assert!(read::<BindIdmap>(&text(340)).is_ok());
+        assert_eq!(
+            read::<BindIdmap>(&text(341)),
+            Err(vec!["`key`: holds 341 entries, and the kernel takes 340".into()])
+        );
+    }
+
+    #[test]
+    fn ranges_stay_off_the_hosts_ids_and_end_where_ids_end() {
+        let range = |shift, size| Ok(UserMode::Range(IdRange { shift, size }));
+        assert_eq!(read::<UserMode>("{ shift = 65536 }"), range(65536, 65536));
+        assert_eq!(read::<UserMode>("{ shift = 70000, size = 1 }"), range(70000, 1));
+        assert_eq!(read::<UserMode>("{ shift = 4294901758, size = 65536 }"), range(4_294_901_758, 65536));
+        let table = [
+            ("{ shift = 4294901759, size = 65536 }", "the range may not reach beyond id 4294967293"),
+            ("{ shift = 65536, size = 4294967295 }", "the range may not reach beyond id 4294967293"),
+            ("{ shift = 65535 }", "the shift must be at least 65536, above the ids of the host's own users"),
+            ("{ shift = 65536, size = 0 }", "the size must be at least 1"),
+            ("{ shift = 0 }", "a shift of 0 gives the machine the host's own ids"),
+            ("{ size = 65536 }", "missing key `shift`"),
+            ("3", "expected a string or `{ shift, size }`, found an integer"),
+            ("'self'", "'self' is not one of \"auto\", \"host\", \"identity\" or `{ shift, size }`"),
+        ];
+        for (text, problem) in table {
+            assert_eq!(read::<UserMode>(text), Err(vec![format!("`key`: {problem}")]), "{text}");
+        }
+    }
 }

@@ -18,6 +18,9 @@ mod units;
 mod validate;
 mod values;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;

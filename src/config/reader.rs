@@ -290,6 +290,9 @@ impl<T: Setting> Setting for Option<T> {
     }
 }
 
+/// Most elements of an array: far above any use, far below where checking them against each other takes time.
+const MAX_ELEMENTS: usize = 4096;
+
 /// Reads every element of an array; those that are wrong are reported and left out.
 fn read_array<T: Setting>(value: &Value<'_>, reader: &mut Reader<'_>) -> Option<Vec<At<T>>> {
     let Some(array) = value.get_ref().as_array() else {
@@ -299,6 +302,10 @@ fn read_array<T: Setting>(value: &Value<'_>, reader: &mut Reader<'_>) -> Option<
         }
         return None;
     };
+    if array.len() > MAX_ELEMENTS {
+        reader.bad(value, format_args!("holds {} elements, and the most is {MAX_ELEMENTS}", array.len()));
+        return None;
+    }
     let element = |item| Some(At { place: Some(reader.place(item)), value: T::read(item, reader)? });
     Some(array.iter().filter_map(element).collect())
 }
@@ -420,6 +427,56 @@ impl<T: Setting> Setting for BTreeMap<super::values::VariableName, At<T>> {
         }
         for (name, item) in self {
             item.value.list(&format!("{key}.{}", name.as_str()), item.place, out);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Reads `key = TEXT` as a value of one type; problems come back as their first lines.
+    pub(in crate::config) fn read<T: Setting>(text: &str) -> Result<T, Vec<String>> {
+        let mut problems = Problems::default();
+        let source = format!("key = {text}\n");
+        let file = problems.add_file("test.toml".into(), source.clone());
+        let table = DeTable::parse(&source).expect("TOML").into_inner();
+        let mut reader = Reader::new(file, &mut problems);
+        let value = reader.below("key", |reader| T::read(&table["key"], reader));
+        if problems.is_empty() {
+            return Ok(value.expect("a value, since there is no problem"));
+        }
+        Err(problems.into_diagnostics().iter().map(|problem| problem.message().to_owned()).collect())
+    }
+
+    /// Reads and shows again, so that what is shown can be compared with what was written.
+    pub(in crate::config) fn shown<T: Setting>(text: &str) -> Result<String, Vec<String>> {
+        read::<T>(text).map(|value| toml::Value::try_from(value.show()).expect("TOML").to_string())
+    }
+
+    #[test]
+    fn every_bad_element_of_an_array_is_reported() {
+        let problems = read::<Vec<At<bool>>>("[true, 1, false, 'x']").expect_err("two are wrong");
+        assert_eq!(
+            problems,
+            ["`key`: expected true or false, found an integer", "`key`: expected true or false, found a string"]
+        );
+    }
+
+    #[test]
+    fn an_array_has_a_limit() {
+        let text = |count| format!("[{}]", vec!["true"; count].join(", "));
+        assert!(read::<Vec<At<bool>>>(&text(MAX_ELEMENTS)).is_ok());
+        let problems = read::<Vec<At<bool>>>(&text(MAX_ELEMENTS + 1)).expect_err("too many");
+        assert_eq!(problems, ["`key`: holds 4097 elements, and the most is 4096"]);
+    }
+
+    #[test]
+    fn numbers_of_32_bits_are_read_in_every_base() {
+        assert_eq!(read::<u32>("0x1_0000").ok(), Some(65536));
+        assert_eq!(read::<u32>("4294967295").ok(), Some(u32::MAX));
+        for bad in ["-1", "4294967296", "99999999999999999999999"] {
+            assert_eq!(read::<u32>(bad), Err(vec!["`key`: must be between 0 and 4294967295".to_owned()]), "{bad}");
         }
     }
 }

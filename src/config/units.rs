@@ -180,3 +180,70 @@ impl Setting for Mode {
         json_schema!({ "type": "string", "pattern": "^[0-7]{3,5}$" })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::reader::tests::{read, shown};
+    use super::*;
+
+    #[test]
+    fn durations_are_read_and_shown_in_their_shortest_form() {
+        let table = [
+            ("90s", 90_000, "90s"),
+            ("120s", 120_000, "120s"),
+            ("2min", 120_000, "120s"),
+            ("5min", 300_000, "5min"),
+            ("1h 30min", 5_400_000, "90min"),
+            ("1min30s", 90_000, "90s"),
+            (" 2 d ", 172_800_000, "2d"),
+            ("1500ms", 1500, "1500ms"),
+            ("0s", 0, "0s"),
+        ];
+        for (text, milliseconds, canonical) in table {
+            let read = Timeout::parse(text).expect(text);
+            assert_eq!(read, Timeout(Some(Duration::from_millis(milliseconds))), "{text}");
+            assert_eq!(read.to_string(), canonical, "{text}");
+            assert_eq!(Timeout::parse(canonical).expect(canonical), read);
+        }
+        assert_eq!(Timeout::parse("infinity").expect("infinity").to_string(), "infinity");
+        assert_eq!(Timeout::DEFAULT.to_string(), "90s");
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused() {
+        for bad in ["", " ", "90", "s", "-1s", "1.5s", "2 minutes", "1m", "999999999999999999d", "1s,2s", "١s"] {
+            assert!(Timeout::parse(bad).is_err(), "{bad}");
+        }
+        assert!(read::<Timeout>("90").is_err());
+    }
+
+    #[test]
+    fn sizes_are_read_and_shown_in_their_shortest_form() {
+        let table = [("1", 1, "1"), ("1024", 1024, "1K"), ("512M", 512 << 20, "512M"), ("2048M", 2 << 30, "2G")];
+        for (text, bytes, canonical) in table {
+            let read = Size::parse(text).expect(text);
+            assert_eq!((read.0, read.to_string().as_str()), (bytes, canonical), "{text}");
+        }
+        for bad in ["", "0", "0K", "M", "1.5G", "50%", "512MB", "512m", "-1", "9999999999T", "18446744073709551616"] {
+            assert!(Size::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn modes_are_octal_digits() {
+        for (text, canonical) in
+            [("1777", "1777"), ("0755", "0755"), ("755", "0755"), ("00700", "0700"), ("000", "0000")]
+        {
+            assert_eq!(shown::<Mode>(&format!("\"{text}\"")), Ok(format!("\"{canonical}\"")), "{text}");
+        }
+        for bad in ["", "75", "0o755", "8777", "17777", "+755", "000755"] {
+            assert!(Mode::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_log_has_room_for_a_page() {
+        assert_eq!(shown::<LogSize>("\"4K\""), Ok("\"4K\"".to_owned()));
+        assert_eq!(read::<LogSize>("\"4095\""), Err(vec!["`key`: must be at least \"4K\"".to_owned()]));
+    }
+}

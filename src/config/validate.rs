@@ -19,6 +19,9 @@ use crate::spec::{
 const RESERVED: [(&str, bool); 6] =
     [("/proc", true), ("/sys", true), ("/dev", false), ("/dev/pts", true), ("/dev/console", true), ("/run/host", true)];
 
+/// Most lower layers of an overlay (`OVL_MAX_STACK` of the kernel).
+const MAX_LAYERS: usize = 500;
+
 /// Fills in the defaults that depend on other values.
 pub(super) fn settle(name: &MachineName, file: &mut MachineFile) {
     let hostname = &mut file.identity.value.hostname;
@@ -165,6 +168,11 @@ impl Check<'_> {
     ) -> Option<Vec<Layer>> {
         if !lower.is_set() {
             self.report(table, format!("`{key}`: missing key `lower`"));
+            return None;
+        }
+        if lower.value.0.len() > MAX_LAYERS {
+            let message = format!("`{key}.lower`: {} layers, and the kernel stacks {MAX_LAYERS}", lower.value.0.len());
+            self.report(lower.place, message);
             return None;
         }
         let lower = &lower.value.0;

@@ -374,3 +374,93 @@ text_setting!(
         { "pattern": "^([Cc][Aa][Pp]_)?[A-Za-z_]+$" }
     ] }
 );
+
+#[cfg(test)]
+mod tests {
+    use super::super::reader::tests::{read, shown};
+    use super::*;
+
+    /// What a word is called in a plan or status is what the file calls it.
+    fn assert_words<T: Setting + serde::Serialize>(words: &[&str]) {
+        for word in words {
+            let value = read::<T>(&format!("\"{word}\"")).expect(word);
+            assert_eq!(value.show(), serde_json::to_value(&value).expect("JSON"));
+            assert_eq!(value.show(), **word);
+        }
+    }
+
+    #[test]
+    fn words_are_shown_and_serialised_as_they_are_read() {
+        assert_words::<Ready>(&["auto", "notify", "started"]);
+        assert_words::<Clock>(&["host", "own"]);
+        assert_words::<Volatile>(&["no", "state", "yes"]);
+        assert_words::<Propagation>(&["private", "slave"]);
+        assert_words::<Ownership>(&["auto", "map", "chown", "off"]);
+        assert_words::<NetworkMode>(&["private", "host"]);
+    }
+
+    #[test]
+    fn inits_are_words_or_paths() {
+        for text in ["auto", "/sbin/init"].into_iter().chain(InitKind::ALL.map(InitKind::as_str)) {
+            assert_eq!(shown::<InitWord>(&format!("\"{text}\"")), Ok(format!("\"{text}\"")));
+        }
+        for bad in ["", "init", "sbin/init", "/", "/sbin/../init", "Systemd"] {
+            assert!(InitWord::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn capabilities_are_known_by_both_names() {
+        for text in ["NET_ADMIN", "CAP_NET_ADMIN", "net_admin", "cap_net_admin"] {
+            assert_eq!(CapabilityWord::parse(text).expect(text), CapabilityWord::One(12));
+        }
+        assert_eq!(CapabilityWord::parse("CHECKPOINT_RESTORE").expect("the last"), CapabilityWord::One(40));
+        assert_eq!(CapabilityWord::parse("all").expect("all"), CapabilityWord::All);
+        for bad in ["", "CAP_", "CAP_ALL", "CAP_CAP_KILL", "41", "NET ADMIN"] {
+            assert!(CapabilityWord::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn layers_are_images_or_absolute_paths() {
+        let path = |path: &str| Layer::Path(path.into());
+        assert_eq!(parse_layer("/").expect("host"), path("/"));
+        assert_eq!(parse_layer("//srv/./tree/").expect("path"), path("/srv/tree"));
+        assert_eq!(parse_layer("trixie").expect("image"), Layer::Image(ImageName::parse("trixie").expect("image")));
+        for bad in ["", ".", "..", "./tree", "a/b", ".hidden", "/srv/../etc", "/a\0b"] {
+            assert!(parse_layer(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn variables_are_names_and_single_lines() {
+        for good in ["LANG", "_", "a1", "PATH_2"] {
+            assert!(VariableName::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", "1A", "A=B", "A B", "A.B", "A-B", "Ä", "A\0"] {
+            assert!(VariableName::parse(bad).is_err(), "{bad:?}");
+        }
+        assert!(VariableValue::parse("a=b c\t'ü'").is_ok());
+        assert!(VariableValue::parse("a\nb").is_err() && VariableValue::parse("a\0b").is_err());
+    }
+
+    #[test]
+    fn system_calls_and_sets_are_known_by_name() {
+        for good in ["keyctl", "@mount", "@system-service", "clone3"] {
+            assert!(SyscallWord::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", "@", "Keyctl", "keyctl ", "mount@", "@nosuchset", "42"] {
+            assert!(SyscallWord::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn control_groups_are_counted_from_the_top() {
+        for (text, path) in [("machines", "/machines"), ("/a//b/", "/a/b"), ("/", "/"), ("a.slice", "/a.slice")] {
+            assert_eq!(CgroupPath::parse(text).expect(text).as_str(), path);
+        }
+        for bad in ["", "..", "a/../b", "./a", "a\nb"] {
+            assert!(CgroupPath::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}
