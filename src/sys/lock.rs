@@ -1,0 +1,149 @@
+//! Locks on files that end with the process that holds them, even if it is killed.
+//!
+//! They belong to the open file (`F_OFD_SETLK`), not to the process: a forked child shares them, closing some
+//! other descriptor of the same file does not lose them, and they exclude the classic locks of other programs.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::FcntlArg;
+
+use super::{Context, Errno, Error, Result};
+
+/// A file that exists while somebody holds it and that only one process at a time can hold.
+///
+/// Made, locked and removed exactly as systemd does with its own lock files, so that both can use one file.
+#[derive(Debug)]
+pub struct LockFile {
+    path: PathBuf,
+    file: File,
+    released: bool,
+}
+
+impl LockFile {
+    /// Makes and locks the file; `None` if somebody else holds it. The directory must exist.
+    pub fn try_take(path: &Path) -> Result<Option<Self>> {
+        loop {
+            let flags = libc::O_NOFOLLOW | libc::O_NOCTTY;
+            let file = open(OpenOptions::new().read(true), path, flags)?;
+            if !try_lock(&file, path)? {
+                return Ok(None);
+            }
+            // The holder before us may have removed the file after we opened it: then we locked a file that
+            // nobody else will ever find.
+            let stat = file.metadata().call(|| format!("fstat('{}')", path.display()))?;
+            if stat.nlink() > 0 {
+                return Ok(Some(Self { path: path.to_owned(), file, released: false }));
+            }
+        }
+    }
+
+    /// Takes over a lock whose descriptor came through an exec.
+    pub fn adopt(path: PathBuf, fd: OwnedFd) -> Self {
+        Self { path, file: File::from(fd), released: false }
+    }
+
+    /// Removes the file, then unlocks it: in this order nobody can lock a file that is about to go.
+    pub fn release(mut self) -> Result<()> {
+        self.released = true;
+        std::fs::remove_file(&self.path).call(|| format!("unlink('{}')", self.path.display()))
+    }
+}
+
+impl AsFd for LockFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        if !self.released {
+            // A file left behind is harmless: it is not locked, and the next holder takes it as it is.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Locks a file that stays, and asks again for up to `patience`; the lock ends when the file is closed.
+pub fn wait(path: &Path, patience: Duration) -> Result<File> {
+    let file = open(&mut OpenOptions::new(), path, libc::O_NOFOLLOW | libc::O_NOCTTY)?;
+    let end = Instant::now() + patience;
+    while !try_lock(&file, path)? {
+        if Instant::now() >= end {
+            return Err(Error {
+                call: format!("waiting for the lock on '{}'", path.display()),
+                errno: Errno::ETIMEDOUT,
+            });
+        }
+        // Polled, because a blocking wait could be ended only by a signal.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(file)
+}
+
+fn open(options: &mut OpenOptions, path: &Path, flags: i32) -> Result<File> {
+    let opened = options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path);
+    opened.call(|| format!("open('{}')", path.display()))
+}
+
+fn try_lock(file: &File, path: &Path) -> Result<bool> {
+    #[expect(clippy::cast_possible_truncation, reason = "both constants are below 4")]
+    let whole = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match nix::fcntl::fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(errno) => Err(Error { call: format!("fcntl('{}', F_OFD_SETLK)", path.display()), errno }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_file_has_one_holder_and_goes_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = LockFile::try_take(&path).unwrap().unwrap();
+        assert!(LockFile::try_take(&path).unwrap().is_none());
+        held.release().unwrap();
+        assert!(!path.exists());
+        drop(LockFile::try_take(&path).unwrap().unwrap());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_lock_taken_over_by_descriptor_is_the_same_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = LockFile::try_take(&path).unwrap().unwrap();
+        let fd = first.as_fd().try_clone_to_owned().unwrap();
+        // What an exec does to the first holder: gone, without its destructor.
+        std::mem::forget(first);
+        let second = LockFile::adopt(path.clone(), fd);
+        assert!(LockFile::try_take(&path).unwrap().is_none());
+        second.release().unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn waiting_for_a_lock_ends_with_a_timeout() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = wait(&path, Duration::ZERO).unwrap();
+        let error = wait(&path, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.errno, Errno::ETIMEDOUT);
+        drop(held);
+        assert!(wait(&path, Duration::ZERO).is_ok());
+    }
+}
