@@ -237,12 +237,17 @@ impl Problems {
 }
 
 /// What a user wrote, fit for one line of output.
-pub(super) fn quoted(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut shown: String = text.chars().take(60).flat_map(char::escape_debug).collect();
     if text.chars().nth(60).is_some() {
         shown.push('…');
     }
-    format!("'{shown}'")
+    shown
+}
+
+/// The same in quotes.
+pub(super) fn quoted(text: &str) -> String {
+    format!("'{}'", escaped(text))
 }
 
 /// The candidate a misspelt word most likely means.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostic::{Place, Problems, nearest};
+use super::diagnostic::{Place, Problems, escaped, nearest};
 use super::file::MachineFile;
 use super::reader::{At, Reader, Setting};
 use super::values::ProfileName;
@@ -211,14 +211,16 @@ impl Reading {
     /// Records what the parser says, in clearer words for the commonest mistakes.
     fn syntax_error(&mut self, place: Place, message: &str) {
         let source = Arc::clone(self.problems.file(place.file));
-        let text = &source.text[place.start..place.end];
+        let text = source.text.get(place.start..place.end).unwrap_or_default();
         if message.starts_with("string values must be quoted") {
             match text {
                 "" => drop(self.problems.report(place, "a value is missing")),
-                text => drop(self.problems.report(place, "text must be in quotes").hint(format!("write \"{text}\""))),
+                text => drop(
+                    self.problems.report(place, "text must be in quotes").hint(format!("write \"{}\"", escaped(text))),
+                ),
             }
         } else if message == "duplicate key" {
-            self.problems.report(place, format!("`{text}` is given twice"));
+            self.problems.report(place, format!("`{}` is given twice", escaped(text)));
         } else {
             self.problems.report(place, message);
         }

@@ -10,7 +10,7 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value as Json, json};
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostic::{Diagnostic, Place, Problems, nearest, quoted};
+use super::diagnostic::{Diagnostic, Place, Problems, escaped, nearest};
 
 /// A parsed value and where it stands.
 pub(super) type Value<'i> = toml::Spanned<DeValue<'i>>;
@@ -127,7 +127,7 @@ impl<'p> Reader<'p> {
     pub(super) fn refuse_unknown(&mut self, table: &DeTable<'_>, known: &[&str]) {
         for key in table.keys().filter(|key| !known.contains(&key.get_ref().as_ref())) {
             let name: &str = key.get_ref();
-            let message = format!("unknown key `{}{}`", self.prefix(), quoted(name).trim_matches('\''));
+            let message = format!("unknown key `{}{}`", self.prefix(), escaped(name));
             let expected: Vec<String> = known.iter().map(|known| format!("`{known}`")).collect();
             let diagnostic = self.problems.report(Place::new(self.file, key.span()), message);
             diagnostic.label(format!("expected one of {}", expected.join(", ")));

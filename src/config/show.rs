@@ -5,12 +5,36 @@ use serde_json::{Map, Value as Json};
 use super::{Loaded, Origin};
 
 impl Origin {
-    /// The value in TOML on one line; `unset` for a key without a value.
+    /// The value in TOML on one line, fit for a terminal; `unset` for a key without a value.
     pub fn text(&self) -> String {
-        match toml::Value::try_from(&self.value) {
-            Ok(value) => value.to_string(),
-            Err(_) => "unset".to_owned(),
+        inline(&self.value)
+    }
+}
+
+/// Writes a value in TOML without line breaks. Keys come from us and are all bare.
+fn inline(value: &Json) -> String {
+    match value {
+        Json::Null => "unset".to_owned(),
+        Json::Bool(_) | Json::Number(_) => value.to_string(),
+        Json::String(text) => format!("\"{}\"", text.chars().map(escaped).collect::<String>()),
+        Json::Array(items) => format!("[{}]", items.iter().map(inline).collect::<Vec<_>>().join(", ")),
+        Json::Object(table) if table.is_empty() => "{}".to_owned(),
+        Json::Object(table) => {
+            let pairs: Vec<String> = table.iter().map(|(key, value)| format!("{key} = {}", inline(value))).collect();
+            format!("{{ {} }}", pairs.join(", "))
         }
+    }
+}
+
+/// A character of a TOML basic string; what a terminal would not show as a letter becomes its number.
+fn escaped(letter: char) -> String {
+    match letter {
+        '"' | '\\' => format!("\\{letter}"),
+        '\n' => "\\n".to_owned(),
+        '\t' => "\\t".to_owned(),
+        '\'' => "'".to_owned(),
+        _ if letter.escape_debug().len() == 1 => letter.to_string(),
+        _ => format!("\\U{:08X}", u32::from(letter)),
     }
 }
 
@@ -22,6 +46,7 @@ impl Loaded {
         for file in &self.files {
             text.push_str(&format!("#   {}\n", file.display().to_string().escape_debug()));
         }
+        text.push('\n');
         let mut header = "";
         for origin in self.origins.iter().filter(|origin| !origin.value.is_null() && origin.key != "extends") {
             let (table, key) = origin.key.split_once('.').unwrap_or(("", &origin.key));

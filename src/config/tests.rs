@@ -355,3 +355,23 @@ fn a_syntax_error_hides_nothing_but_its_own_line_and_what_is_missing() {
         ]
     );
 }
+
+#[test]
+fn a_damaged_file_is_loaded_or_refused_but_never_upsets_the_program() {
+    let whole = fs::read_to_string("machines/everything.toml").expect("example");
+    let whole = whole.replace("extends = [\"small\"]", "").replace("web", "ü漢");
+    let (root, layout) = host(&[(&etc("machines/web.toml"), &whole)]);
+    let path = root.path().join(etc("machines/web.toml"));
+    let mut refused = 0;
+    for (at, letter) in whole.char_indices().step_by(11) {
+        let (before, after) = (&whole[..at], &whole[at + letter.len_utf8()..]);
+        for damaged in [before.to_owned(), format!("{before}{after}"), format!("{before}[\"{{\n={letter}{after}")] {
+            fs::write(&path, damaged).expect("write");
+            if let Err(error) = load(&layout, "web") {
+                assert!(error.render(true).contains("error"));
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 300, "only {refused}");
+}

@@ -94,7 +94,8 @@ fn the_shown_definition_gives_the_same_machine() {
 fn show_prints_what_is_recorded() {
     let record = |name: &str, style| {
         let mut out = Vec::new();
-        verbs::show(&nowhere(), "tests/data/valid/layers.toml", style, &mut out).expect("valid");
+        let file = format!("tests/data/valid/{}.toml", name.split('.').next().expect("name"));
+        verbs::show(&nowhere(), &file, style, &mut out).expect("valid");
         let text = String::from_utf8(out).expect("text");
         assert_recorded(Path::new(&format!("tests/data/valid/{name}")), &text);
     };
@@ -102,6 +103,8 @@ fn show_prints_what_is_recorded() {
     record("layers.origin", ShowStyle::Origin { width: None, color: false });
     record("layers.origin-80", ShowStyle::Origin { width: Some(80), color: false });
     record("layers.json", ShowStyle::Json);
+    record("command.show", ShowStyle::Toml);
+    record("command.origin-60", ShowStyle::Origin { width: Some(60), color: true });
     record("layers.origin-json", ShowStyle::OriginJson);
 }
 
