@@ -2,3 +2,6 @@
 
 pub mod enter;
 pub mod seal;
+//! The process that owns one machine from preparation to its end.
+
+pub mod console;

@@ -431,3 +431,11 @@ pub fn trim_memory() {
         unsafe { libc::madvise(start as *mut c_void, end - start, libc::MADV_DONTNEED) };
     }
 }
+
+/// Hangs up the controlling terminal, as a getty does.
+#[cfg(test)]
+pub fn vhangup() -> Result<()> {
+    // SAFETY: takes nothing.
+    let result = unsafe { libc::vhangup() };
+    check(libc::c_long::from(result)).call(|| "vhangup".into()).map(drop)
+}
