@@ -4,6 +4,7 @@
 //! overlay are idmapped first and stacked afterwards, so a user namespace costs no chown whatever the size
 //! of the tree.
 
+pub mod chown;
 pub mod idmap;
 pub mod init;
 pub mod mounts;
