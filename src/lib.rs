@@ -1,5 +1,6 @@
 //! Machinist boots whole Linux distributions as lightweight machines.
 
+pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod host;

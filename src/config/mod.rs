@@ -35,6 +35,8 @@ use crate::spec::{Layout, MachineName, MachineSpec, WordError};
 pub struct Loaded {
     /// What the machine is asked to be.
     pub spec: MachineSpec,
+    /// The definition itself.
+    pub definition: PathBuf,
     /// Every file that had a say, weakest first.
     pub files: Vec<PathBuf>,
     /// Every key with its effective value and who set it, in the order of the file format.
@@ -140,6 +142,11 @@ fn errno_text(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
+/// Reads a duration as machine files have it, for the command line; `None` is for ever.
+pub fn parse_time(text: &str) -> Result<Option<std::time::Duration>, String> {
+    units::Timeout::parse(text).map(|t| t.0).map_err(|complaint| complaint.why())
+}
+
 /// Finds, reads and checks one definition, by name or by file.
 pub fn load(layout: &Layout, name_or_file: &str) -> Result<Loaded, ConfigError> {
     let layers::Layered { name, mut file, main, order, is_toml, mut problems } = layers::read(layout, name_or_file)?;
@@ -160,7 +167,8 @@ pub fn load(layout: &Layout, name_or_file: &str) -> Result<Loaded, ConfigError> 
         },
     });
     let files = order.iter().map(|index| problems.file(*index).path.clone()).collect();
-    Ok(Loaded { spec, origins: origins.collect(), files })
+    let definition = problems.file(main).path.clone();
+    Ok(Loaded { spec, origins: origins.collect(), files, definition })
 }
 
 /// Every definition there is, by name; of those with the same name the strongest.

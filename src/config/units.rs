@@ -20,7 +20,7 @@ const DURATION_UNITS: [(&str, u64); 5] =
 impl Timeout {
     pub(super) const DEFAULT: Self = Self(Some(Duration::from_secs(90)));
 
-    fn parse(text: &str) -> Result<Self, Complaint> {
+    pub(super) fn parse(text: &str) -> Result<Self, Complaint> {
         if text == "infinity" {
             return Ok(Self(None));
         }

@@ -28,6 +28,10 @@ impl Complaint {
         Self { why: why.into(), hint: None }
     }
 
+    pub(super) fn why(self) -> String {
+        self.why
+    }
+
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

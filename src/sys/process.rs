@@ -409,6 +409,16 @@ pub fn loopback_up() -> Result<()> {
     check(libc::c_long::from(result)).call(|| "ioctl(SIOCSIFFLAGS, lo up)".into()).map(drop)
 }
 
+/// Fills `buffer` with random bytes (`getrandom(2)`).
+pub fn random(buffer: &mut [u8]) -> Result<()> {
+    // SAFETY: the pointer and length are those of one buffer; up to 256 bytes come whole.
+    let result = unsafe { libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+    match Errno::result(result).call(|| "getrandom".into())? {
+        n if n.cast_unsigned() == buffer.len() => Ok(()),
+        _ => Err(Error { call: "getrandom".into(), errno: Errno::EAGAIN }),
+    }
+}
+
 /// Gives memory that is not needed for waiting back to the kernel: the heap's free pages and the pages of code.
 ///
 /// Code pages come back from the page cache when they run again (a few minor faults).

@@ -1,0 +1,280 @@
+//! The machine's control group: `payload/`, where the machine lives, and `supervisor/` for a background
+//! supervisor, below one group of the machine's own.
+//!
+//! Nobody is ever moved between groups: the payload and a background supervisor are born in theirs
+//! (`CLONE_INTO_CGROUP`), because the kernel's move of a process waits for an RCU grace period, about 10 ms, and
+//! stops every fork of the host meanwhile. Files that set limits stay the host's; only what
+//! `cgroups(7)` lists for delegation is given to the machine's root.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use crate::plan::CgroupPlan;
+use crate::sys::path::chown_at;
+use crate::sys::{Context as _, Errno, Error, Result};
+
+/// The groups of one machine.
+#[derive(Debug)]
+pub struct MachineGroup {
+    path: PathBuf,
+    dir: OwnedFd,
+    payload: OwnedFd,
+}
+
+/// Files of the payload's group that belong to the machine's root.
+const DELEGATED: [&str; 4] = [".", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
+
+fn open_dir(at: impl AsFd, path: impl AsRef<Path>) -> Result<OwnedFd> {
+    let path = path.as_ref();
+    rustix::fs::openat(at, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .call(|| format!("open cgroup '{}'", path.display()))
+}
+
+fn open_payload(machine: &OwnedFd, owner: u32) -> Result<OwnedFd> {
+    let payload = open_dir(machine, "payload")?;
+    if owner != 0 {
+        for file in DELEGATED {
+            chown_at(payload.as_fd(), file, owner, owner)?;
+        }
+    }
+    Ok(payload)
+}
+
+fn write_at(dir: impl AsFd, file: &str, text: &str) -> Result<()> {
+    let call = || format!("write '{text}' to '{file}'");
+    let fd = rustix::fs::openat(dir, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).call(call)?;
+    rustix::io::write(&fd, text.as_bytes()).call(call).map(drop)
+}
+
+fn read_at(dir: impl AsFd, file: &str) -> Result<String> {
+    use std::io::Read as _;
+    let call = || format!("read '{file}'");
+    let fd = rustix::fs::openat(dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call(call)?;
+    let mut text = String::new();
+    std::fs::File::from(fd).read_to_string(&mut text).call(call)?;
+    Ok(text)
+}
+
+/// Path of a machine's group on the host.
+pub fn host_path(plan: &CgroupPlan) -> PathBuf {
+    plan.mount.join(plan.group.trim_start_matches('/'))
+}
+
+impl MachineGroup {
+    /// Makes the groups, `payload/` owned by `owner` (the host id of the machine's root).
+    ///
+    /// Whatever is left there of an earlier life is killed and removed first; the caller holds the machine's
+    /// lock, so it is nobody's.
+    pub fn create(plan: &CgroupPlan, owner: u32, supervisor: bool) -> Result<Self> {
+        let path = host_path(plan);
+        match make_dir(&path) {
+            Ok(()) => {}
+            Err(e) if e.errno == Errno::EEXIST => {
+                remove(&path)?;
+                make_dir(&path)?;
+            }
+            Err(e) if e.errno == Errno::ENOENT => {
+                let parent = path.parent().unwrap_or(&path);
+                std::fs::create_dir_all(parent).call(|| format!("mkdir cgroup '{}'", parent.display()))?;
+                make_dir(&path)?;
+            }
+            Err(e) => return Err(e),
+        }
+        Self::fill(&path, owner, supervisor).inspect_err(|_| drop(remove(&path)))
+    }
+
+    fn fill(path: &Path, owner: u32, supervisor: bool) -> Result<Self> {
+        let dir = open_dir(rustix::fs::CWD, path)?;
+        let controllers = read_at(&dir, "cgroup.controllers")?;
+        let enable: Vec<String> = controllers.split_ascii_whitespace().map(|c| format!("+{c}")).collect();
+        if !enable.is_empty() {
+            write_at(&dir, "cgroup.subtree_control", &enable.join(" "))?;
+        }
+        for name in if supervisor { &["payload", "supervisor"][..] } else { &["payload"] } {
+            rustix::fs::mkdirat(&dir, *name, Mode::from_raw_mode(0o755))
+                .call(|| format!("mkdir cgroup '{}/{name}'", path.display()))?;
+        }
+        let payload = open_payload(&dir, owner)?;
+        Ok(Self { path: path.to_owned(), dir, payload })
+    }
+
+    /// Where the machine's group is on the host.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The group the payload is born in.
+    pub fn payload(&self) -> BorrowedFd<'_> {
+        self.payload.as_fd()
+    }
+
+    /// The group a background supervisor is born in.
+    pub fn supervisor(&self) -> Result<OwnedFd> {
+        open_dir(&self.dir, "supervisor")
+    }
+
+    /// Removes what a boot left in the payload's group and readies it for the next.
+    pub fn renew(&mut self, owner: u32) -> Result<()> {
+        let payload = self.path.join("payload");
+        remove(&payload)?;
+        make_dir(&payload)?;
+        self.payload = open_payload(&self.dir, owner)?;
+        Ok(())
+    }
+
+    /// Kills everything in the payload's group and removes what can be removed.
+    ///
+    /// The supervisor's own group cannot go while it is in it; see [`leave`].
+    pub fn release(self) -> Result<()> {
+        remove(&self.path)
+    }
+}
+
+/// Moves the calling process out of a machine's `supervisor/` group to the group above the machine's, so that
+/// it can be removed.
+pub fn leave(machine: &Path) -> Result<()> {
+    let parent = machine.parent().unwrap_or(machine);
+    let dir = open_dir(rustix::fs::CWD, parent)?;
+    write_at(&dir, "cgroup.procs", "0")
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)).call(|| format!("mkdir cgroup '{}'", path.display()))
+}
+
+/// Kills everything below the group at `path` and removes it with all groups below; none there is fine.
+pub fn remove(path: &Path) -> Result<()> {
+    let dir = match open_dir(rustix::fs::CWD, path) {
+        Ok(dir) => dir,
+        Err(e) if e.errno == Errno::ENOENT => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    kill(&dir)?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        wait_until_empty(&dir, deadline)?;
+        match remove_tree(path) {
+            // The last process may be gone for us and not yet for the group.
+            Err(e) if e.errno == Errno::EBUSY && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Kills every process below a group, frozen ones too; kernels before 5.14 are walked by hand.
+pub fn kill(dir: impl AsFd) -> Result<()> {
+    match write_at(&dir, "cgroup.kill", "1") {
+        Err(e) if e.errno == Errno::ENOENT => {
+            write_at(&dir, "cgroup.freeze", "0")?;
+            for pid in processes(&dir)? {
+                match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(errno) => return Err(Error { call: format!("kill({pid})"), errno }),
+                }
+            }
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Kills every process below the payload's group of the machine at `path`.
+pub fn kill_payload(path: &Path) -> Result<()> {
+    kill(open_dir(rustix::fs::CWD, path.join("payload"))?)
+}
+
+/// Sends `signal` to every process of the payload of the machine at `path`.
+pub fn signal_payload(path: &Path, signal: i32) -> Result<()> {
+    for pid in processes(open_dir(rustix::fs::CWD, path.join("payload"))?)? {
+        let Ok(pidfd) = crate::sys::process::pidfd_open(nix::unistd::Pid::from_raw(pid)) else { continue };
+        match crate::sys::process::pidfd_send_signal(pidfd, signal) {
+            Err(e) if e.errno != Errno::ESRCH => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Freezes or thaws the payload of the machine at `path` and waits until the kernel says so.
+pub fn freeze(path: &Path, frozen: bool) -> Result<()> {
+    let dir = open_dir(rustix::fs::CWD, path.join("payload"))?;
+    write_at(&dir, "cgroup.freeze", if frozen { "1" } else { "0" })?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    wait_for_event(&dir, if frozen { "frozen 1" } else { "frozen 0" }, deadline)
+}
+
+/// Whether the payload of the machine at `path` is frozen.
+pub fn is_frozen(path: &Path) -> bool {
+    open_dir(rustix::fs::CWD, path.join("payload"))
+        .and_then(|dir| read_at(&dir, "cgroup.events"))
+        .is_ok_and(|text| text.contains("frozen 1"))
+}
+
+fn processes(dir: impl AsFd) -> Result<Vec<i32>> {
+    let mut pids: Vec<i32> = read_at(&dir, "cgroup.procs")?.lines().filter_map(|l| l.parse().ok()).collect();
+    for child in children(&dir)? {
+        pids.extend(processes(open_dir(&dir, &child)?)?);
+    }
+    Ok(pids)
+}
+
+fn children(dir: impl AsFd) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let list = rustix::fs::Dir::read_from(dir).call(|| "read a cgroup's directory".into())?;
+    for entry in list {
+        let entry = entry.call(|| "read a cgroup's directory".into())?;
+        let name = entry.file_name().to_string_lossy();
+        if entry.file_type().is_dir() && name != "." && name != ".." {
+            names.push(name.into_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn wait_until_empty(dir: &OwnedFd, deadline: Instant) -> Result<()> {
+    wait_for_event(dir, "populated 0", deadline)
+}
+
+/// Waits until `cgroup.events` holds `line`; the kernel wakes pollers at each change.
+fn wait_for_event(dir: &OwnedFd, line: &str, deadline: Instant) -> Result<()> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let events =
+        rustix::fs::openat(dir, "cgroup.events", flags, Mode::empty()).call(|| "open 'cgroup.events'".into())?;
+    let mut buffer = [0; 256];
+    loop {
+        let len = rustix::io::pread(&events, &mut buffer, 0).call(|| "read 'cgroup.events'".into())?;
+        if buffer[..len].split(|b| *b == b'\n').any(|l| l == line.as_bytes()) {
+            return Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error { call: format!("waiting for '{line}' in cgroup.events"), errno: Errno::ETIMEDOUT });
+        }
+        let wait = PollTimeout::from(u16::try_from(left.as_millis()).unwrap_or(u16::MAX));
+        match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], wait) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error { call: "poll('cgroup.events')".into(), errno }),
+        }
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    let dir = match open_dir(rustix::fs::CWD, path) {
+        Ok(dir) => dir,
+        Err(e) if e.errno == Errno::ENOENT => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    for child in children(&dir)? {
+        remove_tree(&path.join(child))?;
+    }
+    match rustix::fs::unlinkat(rustix::fs::CWD, path, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(e) => Err(e).call(|| format!("rmdir cgroup '{}'", path.display())),
+    }
+}
