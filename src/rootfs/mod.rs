@@ -125,6 +125,32 @@ impl HeldDirectory {
     }
 }
 
+impl HeldDirectory {
+    /// A detached copy of the directory's mount.
+    ///
+    /// Made by the supervisor: only whoever is in the mount namespace that a descriptor came from may copy it.
+    fn copy(&self, recursive: bool) -> Result<MountedDirectory<'_>, StepError> {
+        let tree = mount::copy_tree(&self.fd, Path::new(""), recursive)
+            .doing(|| format!("cannot use '{}'", self.path.display()))?;
+        Ok(MountedDirectory { path: &self.path, tree })
+    }
+}
+
+/// A directory of the host as a detached mount, for one boot.
+#[derive(Debug)]
+pub struct MountedDirectory<'a> {
+    path: &'a Path,
+    tree: OwnedFd,
+}
+
+/// A [`HeldTree`] as detached mounts, for one boot.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "as in HeldTree")]
+pub enum MountedTree<'a> {
+    Directory(MountedDirectory<'a>),
+    Overlay { lower: Vec<MountedDirectory<'a>>, upper: Option<MountedDirectory<'a>>, memory: bool },
+}
+
 /// The host directories of one tree, opened and locked before anything is mounted.
 #[derive(Debug)]
 pub enum HeldTree {
@@ -166,6 +192,18 @@ impl HeldTree {
             refuse_same_directory(upper, &lower)?;
         }
         Ok(Self::Overlay { lower, upper, memory })
+    }
+
+    /// Detached mounts of everything held.
+    pub fn copy(&self) -> Result<MountedTree<'_>, StepError> {
+        Ok(match self {
+            Self::Directory(directory) => MountedTree::Directory(directory.copy(true)?),
+            Self::Overlay { lower, upper, memory } => MountedTree::Overlay {
+                lower: lower.iter().map(|l| l.copy(false)).collect::<Result<_, _>>()?,
+                upper: upper.as_ref().map(|u| u.copy(false)).transpose()?,
+                memory: *memory,
+            },
+        })
     }
 }
 
@@ -219,17 +257,21 @@ pub enum LayerInput<'a> {
 /// Builds the root as a detached mount.
 ///
 /// Runs in the outer child: a mount namespace of its own with the rights of the host.
-pub fn build(plan: &RootPlan, held: &HeldTree, ids: Ids<'_>, input: LayerInput<'_>) -> Result<OwnedFd, StepError> {
-    let tree = match held {
-        HeldTree::Directory(directory) => {
-            let tree = mount::copy_tree(&directory.fd, Path::new(""), true)
-                .doing(|| format!("cannot mount the tree '{}'", directory.path.display()))?;
-            map(&tree, true, ids, &directory.path)?;
-            mount::set_propagation(&tree, true, mount::Propagation::Private)
-                .doing(|| format!("cannot detach the tree '{}' from the host's mounts", directory.path.display()))?;
-            tree
+pub fn build(
+    plan: &RootPlan,
+    made: &MountedTree<'_>,
+    ids: Ids<'_>,
+    input: LayerInput<'_>,
+) -> Result<OwnedFd, StepError> {
+    let tree = match made {
+        MountedTree::Directory(directory) => {
+            map(&directory.tree, true, ids, directory.path)?;
+            mount::set_propagation(&directory.tree, true, mount::Propagation::Private)
+                .doing(|| format!("cannot detach '{}' from the host's mounts", directory.path.display()))?;
+            let copy = directory.tree.try_clone().call(|| "dup".into());
+            copy.doing(|| format!("cannot keep '{}'", directory.path.display()))?
         }
-        HeldTree::Overlay { lower, upper, memory } => overlay(lower, upper.as_ref(), *memory, ids, input)?,
+        MountedTree::Overlay { lower, upper, memory } => overlay(lower, upper.as_ref(), *memory, ids, input)?,
     };
     let attributes = Attributes { read_only: plan.read_only, nodev: ids.userns.is_some(), ..Attributes::default() };
     if attributes != Attributes::default() {
@@ -255,37 +297,32 @@ fn map(tree: &OwnedFd, recursive: bool, ids: Ids<'_>, path: &Path) -> Result<(),
 
 /// Stacks layers, each mapped on its own, as a detached overlay mount.
 pub fn overlay(
-    lower: &[HeldDirectory],
-    upper: Option<&HeldDirectory>,
+    lower: &[MountedDirectory<'_>],
+    upper: Option<&MountedDirectory<'_>>,
     memory: bool,
     ids: Ids<'_>,
     input: LayerInput<'_>,
 ) -> Result<OwnedFd, StepError> {
-    let mut layers = Vec::with_capacity(lower.len());
-    for layer in lower {
-        let tree = mount::copy_tree(&layer.fd, Path::new(""), false)
-            .doing(|| format!("cannot use the layer '{}'", layer.path.display()))?;
-        map(&tree, false, ids, &layer.path)?;
-        layers.push(tree);
+    for layer in lower.iter().chain(upper) {
+        map(&layer.tree, false, ids, layer.path)?;
     }
+    let made;
     let writes = match upper {
-        Some(held) => {
-            let tree = mount::copy_tree(&held.fd, Path::new(""), false)
-                .doing(|| format!("cannot use the place for writes '{}'", held.path.display()))?;
-            map(&tree, false, ids, &held.path)?;
-            Some(tree)
+        Some(held) => Some(&held.tree),
+        None if memory => {
+            made = memory_upper(ids.shift).doing(|| "cannot make a tmpfs for writes".into())?;
+            Some(&made)
         }
-        None if memory => Some(memory_upper(ids.shift).doing(|| "cannot make a tmpfs for writes".into())?),
         None => None,
     };
-    let count = layers.len();
+    let layers: Vec<&OwnedFd> = lower.iter().map(|l| &l.tree).collect();
     let result = match input {
-        LayerInput::Descriptors => stack(&layers, writes.as_ref()),
-        LayerInput::Attached(at) => stack_attached(&layers, writes.as_ref(), at),
+        LayerInput::Descriptors => stack(&layers, writes),
+        LayerInput::Attached(at) => stack_attached(&layers, writes, at),
     };
     result.map_err(|cause| {
         let hint = explain_overlay(upper, lower);
-        StepError { doing: format!("cannot stack {count} layers as an overlay"), cause: Some(cause), hint }
+        StepError { doing: format!("cannot stack {} layers as an overlay", lower.len()), cause: Some(cause), hint }
     })
 }
 
@@ -296,7 +333,7 @@ fn memory_upper(shift: u32) -> sys::Result<OwnedFd> {
     Ok(tree)
 }
 
-fn stack(layers: &[OwnedFd], writes: Option<&OwnedFd>) -> sys::Result<OwnedFd> {
+fn stack(layers: &[&OwnedFd], writes: Option<&OwnedFd>) -> sys::Result<OwnedFd> {
     let open = |dir: &OwnedFd, name: &str| {
         rustix::fs::openat(dir, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .call(|| format!("openat('{name}')"))
@@ -315,7 +352,7 @@ fn stack(layers: &[OwnedFd], writes: Option<&OwnedFd>) -> sys::Result<OwnedFd> {
 }
 
 /// For kernels that know layers only by path: attaches each on a scratch tmpfs in our own namespace.
-fn stack_attached(layers: &[OwnedFd], writes: Option<&OwnedFd>, at: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
+fn stack_attached(layers: &[&OwnedFd], writes: Option<&OwnedFd>, at: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
     let scratch = mount::create("tmpfs", &[], Attributes::DATA)?;
     mount::attach(&scratch, at)?;
     let base = format!("/proc/self/fd/{}", scratch.as_raw_fd());
@@ -324,7 +361,7 @@ fn stack_attached(layers: &[OwnedFd], writes: Option<&OwnedFd>, at: BorrowedFd<'
         make_node(scratch.as_fd(), name, FileType::Directory, 0o700, (0, 0), 0)?;
         mount::attach_at(tree, &scratch, name)
     };
-    for (index, layer) in layers.iter().enumerate() {
+    for (index, layer) in layers.iter().copied().enumerate() {
         let name = index.to_string();
         place(layer, &name)?;
         names.push(format!("{base}/{name}"));
@@ -341,9 +378,10 @@ fn stack_attached(layers: &[OwnedFd], writes: Option<&OwnedFd>, at: BorrowedFd<'
 }
 
 /// Finds, after a failure, what the kernel's EINVAL meant.
-fn explain_overlay(upper: Option<&HeldDirectory>, lower: &[HeldDirectory]) -> Option<String> {
-    let is_overlay =
-        |held: &HeldDirectory| rustix::fs::fstatfs(&held.fd).is_ok_and(|s| s.f_type == libc::OVERLAYFS_SUPER_MAGIC);
+fn explain_overlay(upper: Option<&MountedDirectory<'_>>, lower: &[MountedDirectory<'_>]) -> Option<String> {
+    let is_overlay = |held: &MountedDirectory<'_>| {
+        rustix::fs::fstatfs(&held.tree).is_ok_and(|s| s.f_type == libc::OVERLAYFS_SUPER_MAGIC)
+    };
     if let Some(held) = upper
         && is_overlay(held)
     {

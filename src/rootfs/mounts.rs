@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::{Doing as _, HeldTree, Ids, LayerInput, StepError, overlay};
+use super::{Doing as _, Ids, LayerInput, MountedTree, StepError, overlay};
 use crate::plan::mounts::{ApiFs, Dead, Entry, MountOp, Node, Text};
 use crate::spec::{Bind, BindIdmap, IdMapEntry, IdsOf, Propagation, Tmpfs};
 use crate::sys::mount::{self, Attributes};
@@ -64,7 +64,7 @@ pub struct Mounter<'a> {
     /// Texts for files.
     pub texts: &'a Texts,
     /// The opened directories of extra overlays, in their order in the list.
-    pub overlays: &'a [HeldTree],
+    pub overlays: &'a [MountedTree<'a>],
     /// Makes user namespaces for binds.
     pub make_userns: &'a MakeUserns<'a>,
 }
@@ -101,7 +101,7 @@ impl Mounter<'_> {
                 MountOp::Tmpfs(tmpfs) => self.tmpfs(tmpfs)?,
                 MountOp::Bind(bind) => self.bind(bind)?,
                 MountOp::Overlay { target, .. } => {
-                    if let Some(HeldTree::Overlay { lower, upper, memory }) = overlays.next() {
+                    if let Some(MountedTree::Overlay { lower, upper, memory }) = overlays.next() {
                         let tree = overlay(lower, upper.as_ref(), *memory, self.ids, self.layers)?;
                         self.place(&tree, target.relative(), false)?;
                     }

@@ -1,5 +1,169 @@
 //! Runs machines: one process owns one machine from its preparation to the last trace of it.
+//!
+//! ```text
+//!  Prepared   locks, id range, directories, cgroup, sockets         prepare.rs
+//!     | launch: outer child, inner child, root, mounts              child.rs, handshake.rs
+//!  Launched   the leader exists in its final group and waits
+//!     | admit: state file, console, "go"                            launch.rs
+//!  Running    one poll loop                                         life.rs
+//!     | the leader ends, or is made to                              stop.rs
+//!  Ended      poweroff: everything is given back, in reverse order; reboot: back to Prepared
+//! ```
+//!
+//! The supervisor has one thread, holds every guard, and dies with nothing running: leader and children are
+//! tied to it by `PR_SET_PDEATHSIG`. What a killed one leaves (an empty cgroup, a run directory) is found by name
+//! and removed by the next start or by [`reap`].
 
+pub mod child;
 pub mod console;
+pub mod control;
 pub mod enter;
+pub mod handshake;
+pub mod launch;
+pub mod life;
+pub mod prepare;
 pub mod seal;
+pub mod state;
+pub mod stop;
+mod stub;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::cgroup;
+use crate::host::HostFacts;
+use crate::plan::Plan;
+use crate::rootfs::StepError;
+use crate::rootfs::idmap::{self, IdMapError};
+use crate::spec::{Layout, MachineName, UserMode};
+use crate::sys;
+
+pub use life::Exit;
+use state::{RunDir, RunDirError};
+
+/// What the supervisor is asked to run, and for whom.
+#[derive(Debug)]
+pub struct Job {
+    /// Where everything lives.
+    pub layout: Layout,
+    /// What to do.
+    pub plan: Plan,
+    /// What the host can do.
+    pub facts: HostFacts,
+    /// The file the machine is defined by.
+    pub definition: Option<PathBuf>,
+    /// The caller's side of the console.
+    pub console: console::Mode,
+    /// Called with the number of files that `ownership = "chown"` has done so far.
+    pub on_chown: fn(u64),
+    /// Told when the machine is ready; nobody waits in the foreground.
+    pub report: Option<std::os::fd::OwnedFd>,
+}
+
+/// A machine that could not be started, or could not be cleared away.
+#[derive(Debug)]
+pub enum MachineError {
+    /// A supervisor of this machine lives.
+    AlreadyRunning(MachineName),
+    /// The calling process may not make machines.
+    NotPermitted,
+    /// No id range.
+    Ids(IdMapError),
+    /// A step failed.
+    Step(StepError),
+    /// A child was killed or vanished without a word.
+    Vanished(&'static str),
+    /// The machine ended and something of it could not be removed.
+    Leftovers(Vec<sys::Error>),
+}
+
+impl fmt::Display for MachineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AlreadyRunning(name) => write!(f, "machine '{name}' is already running"),
+            Self::NotPermitted => f.write_str("only root may start machines"),
+            Self::Ids(e) => e.fmt(f),
+            Self::Step(e) => e.fmt(f),
+            Self::Vanished(who) => write!(f, "the {who} was killed while the machine was being made"),
+            Self::Leftovers(list) => {
+                let list: Vec<String> = list.iter().map(ToString::to_string).collect();
+                write!(f, "the machine has ended, but not all of it could be removed: {}", list.join("; "))
+            }
+        }
+    }
+}
+
+impl std::error::Error for MachineError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Step(e) => e.source(),
+            Self::Ids(e) => e.source(),
+            _ => None,
+        }
+    }
+}
+
+impl MachineError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Step(e) => e.hint.clone(),
+            Self::AlreadyRunning(name) => {
+                Some(format!("`machinist console {name}` shows it, `machinist stop {name}` ends it"))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<StepError> for MachineError {
+    fn from(e: StepError) -> Self {
+        Self::Step(e)
+    }
+}
+
+/// Runs a machine until it is powered off; starts it again as often as it reboots.
+pub fn run(job: Job) -> Result<Exit, MachineError> {
+    if !job.facts.privileged {
+        return Err(MachineError::NotPermitted);
+    }
+    let mut prepared = prepare::prepare(job)?;
+    loop {
+        let running = match launch::launch(prepared) {
+            Ok(running) => running,
+            Err((error, prepared)) => {
+                return Err(match prepared.finish() {
+                    Ok(()) | Err(_) => error,
+                });
+            }
+        };
+        let ended = running.wait();
+        if !ended.exit.reboot {
+            let exit = ended.exit;
+            return ended.finish().map(|()| exit);
+        }
+        prepared = ended.again()?;
+    }
+}
+
+/// Removes what a killed supervisor left of a machine; says whether there was anything.
+pub fn reap(layout: &Layout, facts: &HostFacts, name: &MachineName) -> Result<bool, MachineError> {
+    let doing = |cause| {
+        let doing = "cannot remove what is left of it".into();
+        MachineError::Step(StepError { doing, cause: Some(cause), hint: None })
+    };
+    let mut found = layout.run_dir(name).exists();
+    let run_dir = match RunDir::acquire(layout, name) {
+        Ok(dir) => dir,
+        Err(RunDirError::Running) => return Err(MachineError::AlreadyRunning(name.clone())),
+        Err(RunDirError::Call(cause)) => return Err(doing(cause)),
+    };
+    let groups = run_dir.left_over_cgroup().into_iter().chain(prepare::default_cgroup(facts, name));
+    for path in groups {
+        found |= path.exists();
+        cgroup::remove(&path).map_err(doing)?;
+    }
+    idmap::reap(layout, name, UserMode::Auto).map_err(MachineError::Ids)?;
+    run_dir.release().map_err(doing)?;
+    Ok(found)
+}

@@ -1,0 +1,445 @@
+//! The two children that make a machine.
+//!
+//! The outer child has a mount namespace of its own and the rights of the host: it clones the inner child, maps
+//! its ids, builds the root and everything that must be locked for the payload, and is gone before the payload
+//! runs. The inner child is in all the machine's namespaces, makes the file systems that belong to them, and
+//! becomes the leader. Neither logs; both report and leave by `_exit`.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::handshake::{self, FromChild, FromOuter, ToInner};
+use super::stub;
+use crate::plan::Plan;
+use crate::rootfs::mounts::{ApiMounts, Mounter, Texts, attach_root, enter_root};
+use crate::rootfs::{Doing as _, Ids, LayerInput, MountedTree, StepError, build, init};
+use crate::spec::{IdMapEntry, IdRange, IdsOf, Payload};
+use crate::sys::mount::{self, Attributes, Propagation};
+use crate::sys::process::{self, Clone, FilterInsn, Fork, ns};
+use crate::sys::{self, Context as _, Errno, Error};
+
+/// Everything the children need, in memory they inherit.
+#[allow(missing_debug_implementations, reason = "never printed; lives between two forks")]
+pub(super) struct Setup<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) range: Option<IdRange>,
+    pub(super) map_tree: bool,
+    pub(super) tree: &'a MountedTree<'a>,
+    pub(super) overlays: &'a [MountedTree<'a>],
+    pub(super) filter: &'a [FilterInsn],
+    pub(super) texts: &'a Texts,
+    pub(super) notify: BorrowedFd<'a>,
+    pub(super) run_dir: BorrowedFd<'a>,
+    pub(super) environment: &'a [(String, String)],
+    pub(super) host_capabilities: u64,
+    pub(super) layer_fds: bool,
+    pub(super) tmpfs_idmap: bool,
+    pub(super) console: super::console::Mode,
+    pub(super) console_size: Option<rustix::termios::Winsize>,
+    pub(super) supervisor: i32,
+    /// A step of [`handshake::STEPS`] at which a test wants the process dead.
+    pub(super) die_at: Option<&'a str>,
+}
+
+impl Setup<'_> {
+    fn step(&self, name: &str) {
+        if self.die_at == Some(name) {
+            // PID 1 of a namespace cannot kill itself, so both leave as if they had been killed.
+            process::exit_now(137);
+        }
+    }
+
+    fn shift(&self) -> u32 {
+        self.range.map_or(0, |r| r.shift)
+    }
+}
+
+/// Runs the outer child.
+pub(super) fn outer(setup: &Setup<'_>, to_supervisor: OwnedFd) -> ! {
+    let result = make_machine(setup, &to_supervisor);
+    if let Err(error) = result {
+        // If this fails too the supervisor is gone, and so will we be.
+        let _ = handshake::send(&to_supervisor, &FromChild::Failed(error.into()), &[]);
+        process::exit_now(1);
+    }
+    process::exit_now(0)
+}
+
+fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepError> {
+    let plan = setup.plan;
+    follow_supervisor(setup)?;
+    setup.step("outer:started");
+    // Nothing we mount may reach the host; later host mounts may still reach binds that ask for them.
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let root = root.call(|| "open('/')".into()).doing(|| "cannot leave the host's mounts".into())?;
+    mount::set_propagation(&root, true, Propagation::Slave).doing(|| "cannot leave the host's mounts".into())?;
+    rustix::process::umask(Mode::empty());
+
+    let (ours, theirs) = sys::socket::pair().doing(|| "cannot talk to the inner child".into())?;
+    if plan.namespaces.time {
+        start_clock_at_zero()?;
+    }
+    let leader = match clone_inner(plan)? {
+        Fork::Child => {
+            drop(ours);
+            inner(setup, &theirs, to_supervisor)
+        }
+        Fork::Parent(pid, _) => pid,
+    };
+    drop(theirs);
+    setup.step("outer:cloned");
+    let userns = write_maps(setup, leader.as_raw())?;
+    setup.step("outer:mapped");
+    handshake::send(&ours, &FromOuter::Mapped, &[]).doing(|| "cannot talk to the inner child".into())?;
+
+    let shifted = setup.range.is_some_and(|r| r.shift != 0);
+    let ids = Ids {
+        shift: setup.shift(),
+        size: setup.range.map_or(u32::MAX, |r| r.size),
+        userns: userns.as_ref().filter(|_| shifted).map(AsFd::as_fd),
+        map_tree: setup.map_tree,
+    };
+    let layers = if setup.layer_fds { LayerInput::Descriptors } else { LayerInput::Attached(setup.run_dir) };
+    let root = attach_root(build(&plan.root, setup.tree, ids, layers)?)?;
+    setup.step("outer:root");
+    if plan.root.check_os_release {
+        init::check_os_release(&root)?;
+    }
+    let init = init::find(&root, &plan.exec.payload)?;
+    let (api, master) = receive_api(&ours)?;
+    let make_userns = |map: &[IdMapEntry]| make_userns(map, setup.shift());
+    Mounter {
+        root: &root,
+        ids,
+        tmpfs_idmap: setup.tmpfs_idmap,
+        layers,
+        notify: setup.notify,
+        texts: setup.texts,
+        overlays: setup.overlays,
+        make_userns: &make_userns,
+    }
+    .run(&plan.mounts, &api)?;
+    setup.step("outer:mounts");
+    enter_root(&root)?;
+    setup.step("outer:entered");
+    let (path, kind) = init.map_or((None, None), |i| (Some(i.path), i.kind));
+    let talk = || "cannot talk to the inner child".to_owned();
+    handshake::send(&ours, &FromOuter::Entered(path.clone()), &[]).doing(talk)?;
+    let ready = FromChild::Ready { leader: leader.as_raw(), init: path, kind };
+    handshake::send(to_supervisor, &ready, &[master.as_fd(), api.console.as_fd()])
+        .doing(|| "cannot talk to the supervisor".into())
+}
+
+/// Dies with the supervisor, and at once if it is dead already.
+fn follow_supervisor(setup: &Setup<'_>) -> Result<(), StepError> {
+    process::die_with_parent().doing(|| "cannot tie a child to the supervisor".into())?;
+    if nix::unistd::getppid().as_raw() != setup.supervisor {
+        process::exit_now(137);
+    }
+    Ok(())
+}
+
+fn clone_inner(plan: &Plan) -> Result<Fork, StepError> {
+    let mut namespaces = ns::PID | ns::IPC | ns::UTS | ns::CGROUP;
+    for (on, flag) in [(plan.namespaces.user, ns::USER), (plan.namespaces.network, ns::NET)] {
+        if on {
+            namespaces |= flag;
+        }
+    }
+    // A sibling of ours: the supervisor is its parent and gets its exit status.
+    process::clone3(Clone { namespaces, sibling: true, ..Clone::default() }).map_err(|cause| {
+        let hint = match cause.errno {
+            Errno::ENOSPC | Errno::EUSERS => Some("the host's limit of namespaces is reached (/proc/sys/user/max_*)"),
+            Errno::EPERM => Some("the host forbids new namespaces (user.max_user_namespaces or a security module)"),
+            _ => None,
+        };
+        StepError {
+            doing: "cannot make the machine's namespaces".into(),
+            cause: Some(cause),
+            hint: hint.map(Into::into),
+        }
+    })
+}
+
+/// Makes a time namespace for the children of this process in which both boot clocks begin now.
+fn start_clock_at_zero() -> Result<(), StepError> {
+    let doing = || "cannot give the machine a boot clock of its own".to_owned();
+    process::unshare(ns::TIME).doing(doing)?;
+    let now = |clock| {
+        let t = rustix::time::clock_gettime(clock);
+        (t.tv_sec, t.tv_nsec)
+    };
+    let mut text = String::new();
+    for (name, clock) in
+        [("monotonic", rustix::time::ClockId::Monotonic), ("boottime", rustix::time::ClockId::Boottime)]
+    {
+        let (seconds, nanoseconds) = now(clock);
+        // The kernel wants the nanoseconds positive.
+        let (s, n) = if nanoseconds == 0 { (-seconds, 0) } else { (-seconds - 1, 1_000_000_000 - nanoseconds) };
+        text.push_str(&format!("{name} {s} {n}\n"));
+    }
+    std::fs::write("/proc/self/timens_offsets", text).call(|| "write('/proc/self/timens_offsets')".into()).doing(doing)
+}
+
+/// Writes the id maps of `pid` and gives its user namespace; nothing for a machine without one.
+fn write_maps(setup: &Setup<'_>, pid: i32) -> Result<Option<OwnedFd>, StepError> {
+    let Some(range) = setup.range else { return Ok(None) };
+    let line = format!("0 {} {}\n", range.shift, range.size);
+    for file in ["uid_map", "gid_map"] {
+        let path = format!("/proc/{pid}/{file}");
+        std::fs::write(&path, &line).call(|| format!("write('{path}', '{}')", line.trim_end())).map_err(|cause| {
+            StepError {
+                doing: format!("cannot map ids {}..{}", range.shift, range.shift.saturating_add(range.size)),
+                cause: Some(cause),
+                hint: None,
+            }
+        })?;
+    }
+    open_userns(pid).map(Some).doing(|| "cannot open the machine's user namespace".into())
+}
+
+fn open_userns(pid: i32) -> sys::Result<OwnedFd> {
+    let path = format!("/proc/{pid}/ns/user");
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call(|| format!("open('{path}')"))
+}
+
+/// Makes a user namespace for a bind with a map of its own: the mount's ids to host ids.
+fn make_userns(map: &[IdMapEntry], shift: u32) -> sys::Result<OwnedFd> {
+    let (keep, wait) = sys::socket::pair()?;
+    let how = Clone { namespaces: ns::USER, ..Clone::default() };
+    let (pid, pidfd) = match process::clone3(how)? {
+        Fork::Child => {
+            drop(keep);
+            // Lives until its maker closes the other end.
+            let _ = sys::socket::receive(&wait, &mut [0; 1]);
+            process::exit_now(0)
+        }
+        Fork::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
+    };
+    drop(wait);
+    let result = (|| {
+        for (file, of) in [("uid_map", IdsOf::Users), ("gid_map", IdsOf::Groups)] {
+            let lines: String = map
+                .iter()
+                .filter(|e| e.of == of || e.of == IdsOf::Both)
+                .map(|e| format!("{} {} {}\n", e.host, shift.saturating_add(e.guest), e.count))
+                .collect();
+            // A map without entries is no map; one entry that nobody has keeps the rest unmapped.
+            let lines = if lines.is_empty() { format!("{0} {0} 1\n", u32::MAX - 1) } else { lines };
+            let path = format!("/proc/{pid}/{file}");
+            std::fs::write(&path, lines).call(|| format!("write('{path}')"))?;
+        }
+        open_userns(pid)
+    })();
+    drop(keep);
+    process::wait_pidfd(&pidfd, true)?;
+    result
+}
+
+fn receive_api(from_inner: &OwnedFd) -> Result<(ApiMounts, OwnedFd), StepError> {
+    let doing = || "the inner child ended before its part was done".to_owned();
+    let message = handshake::receive::<bool>(from_inner).doing(doing)?;
+    let (has_sysfs, fds) = message.ok_or_else(|| StepError::refused(doing()))?;
+    let mut fds = fds.into_iter();
+    let mut next = || fds.next().ok_or_else(|| StepError::refused(doing()));
+    let (proc, mqueue, cgroup, devpts, console, master) = (next()?, next()?, next()?, next()?, next()?, next()?);
+    let sysfs = if has_sysfs { Some(next()?) } else { None };
+    Ok((ApiMounts { proc, sysfs, mqueue, cgroup, devpts, console }, master))
+}
+
+/// Runs the inner child.
+fn inner(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) -> ! {
+    let error = match become_leader(setup, from_outer, supervisor) {
+        Ok(never) => match never {},
+        Err(Some(error)) => error,
+        // The outer child has reported its own failure already.
+        Err(None) => process::exit_now(1),
+    };
+    let _ = handshake::send(supervisor, &FromChild::Failed(error.into()), &[]);
+    process::exit_now(1)
+}
+
+fn become_leader(
+    setup: &Setup<'_>,
+    from_outer: &OwnedFd,
+    supervisor: &OwnedFd,
+) -> Result<std::convert::Infallible, Option<StepError>> {
+    let plan = setup.plan;
+    expect(handshake::receive(from_outer), &FromOuter::Mapped)?;
+    setup.step("inner:started");
+    if plan.namespaces.user {
+        process::become_user(0, 0, &[]).doing(|| "cannot become root of the machine".into())?;
+    }
+    // Cleared by the change of ids, so only now; kept over exec.
+    process::die_with_parent().doing(|| "cannot tie the leader to the supervisor".into())?;
+    if plan.namespaces.network {
+        process::loopback_up().doing(|| "cannot bring the loopback link up".into())?;
+    }
+    let console = make_api(setup, from_outer)?;
+    setup.step("inner:api");
+    let Some((FromOuter::Entered(init), _)) =
+        handshake::receive(from_outer).doing(|| "cannot hear the outer child".into())?
+    else {
+        return Err(None);
+    };
+    // A copy of the finished tree that belongs to the machine's user namespace: the kernel locks every mount
+    // that came from the host's, so masks and read-only views cannot be undone inside.
+    process::unshare(ns::MOUNT).doing(|| "cannot make the machine's mount namespace".into())?;
+    rustix::process::chdir("/").call(|| "chdir('/')".into()).doing(|| "cannot enter the root".into())?;
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).call(|| "open('/')".into());
+    let root = root.doing(|| "cannot enter the root".into())?;
+    mount::set_propagation(&root, true, Propagation::Shared)
+        .doing(|| "cannot share mounts inside the machine".into())?;
+    setup.step("inner:entered");
+    nix::unistd::sethostname(&plan.exec.hostname)
+        .call(|| "sethostname".into())
+        .doing(|| "cannot set the host name".into())?;
+    process::join_new_keyring().doing(|| "cannot leave the host's keyring".into())?;
+    take_console(&console).doing(|| "cannot take the console".into())?;
+    drop(console);
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    expect(handshake::receive(supervisor), &ToInner::Go)?;
+    setup.step("inner:go");
+    let program = Program::new(setup, init)?;
+    reset_limits().doing(|| "cannot reset the resource limits".into())?;
+    process::reset_signals().doing(|| "cannot reset signals".into())?;
+    process::close_from_on_exec(3).doing(|| "cannot close descriptors".into())?;
+    if matches!(plan.exec.payload, Payload::Command { .. }) {
+        stub::run(setup, &program, supervisor);
+    }
+    limit(setup)?;
+    setup.step("inner:limited");
+    let cause = process::exec(&program.path, &program.argv, &program.environment);
+    Err(Some(StepError { doing: "cannot execute the machine's init".into(), cause: Some(cause), hint: None }))
+}
+
+fn expect<T: PartialEq>(got: sys::Result<Option<(T, Vec<OwnedFd>)>>, wanted: &T) -> Result<(), Option<StepError>> {
+    match got {
+        Ok(Some((message, _))) if message == *wanted => Ok(()),
+        Ok(_) => Err(None),
+        Err(cause) => {
+            Err(Some(StepError { doing: "cannot hear the other side".into(), cause: Some(cause), hint: None }))
+        }
+    }
+}
+
+/// Makes the file systems of our namespaces and the console, and hands them to the outer child.
+///
+/// Mounting needs a mount namespace that our user namespace owns, and we must stay in the outer child's
+/// until it is done: so a process that shares our memory makes them in a namespace of its own.
+fn make_api(setup: &Setup<'_>, outer: &OwnedFd) -> Result<OwnedFd, StepError> {
+    let network = setup.plan.namespaces.network;
+    let mut made: sys::Result<(ApiMounts, OwnedFd)> = Err(Error { call: "making mounts".into(), errno: Errno::EIO });
+    process::run_sharing_memory(&mut || {
+        made = create_api(setup, network);
+        0
+    })
+    .doing(|| "cannot make the machine's own file systems".into())?;
+    let (api, master) = made.map_err(|cause| {
+        let hint = (cause.errno == Errno::EPERM && cause.call.starts_with("fsmount")).then(|| {
+            "the host's own /proc or /sys is partly hidden, as inside another container; the kernel then refuses new ones".into()
+        });
+        StepError { doing: "cannot make the machine's own file systems".into(), cause: Some(cause), hint }
+    })?;
+    let mut fds = vec![&api.proc, &api.mqueue, &api.cgroup, &api.devpts, &api.console, &master];
+    fds.extend(&api.sysfs);
+    let fds: Vec<BorrowedFd<'_>> = fds.into_iter().map(AsFd::as_fd).collect();
+    handshake::send(outer, &network, &fds).doing(|| "cannot talk to the outer child".into())?;
+    Ok(api.console)
+}
+
+fn create_api(setup: &Setup<'_>, sysfs: bool) -> sys::Result<(ApiMounts, OwnedFd)> {
+    use mount::Option as Opt;
+    process::unshare(ns::MOUNT)?;
+    let data = Attributes::DATA;
+    let proc = mount::create("proc", &[], data)?;
+    let read_only = Attributes { read_only: true, ..data };
+    let sysfs = if sysfs { Some(mount::create("sysfs", &[], read_only)?) } else { None };
+    let mqueue = mount::create("mqueue", &[], data)?;
+    let cgroup = mount::create("cgroup2", &[], data)?;
+    let pts =
+        [Opt::Flag("newinstance"), Opt::Text("ptmxmode", "0666"), Opt::Text("mode", "0620"), Opt::Text("gid", "5")];
+    let devpts = mount::create("devpts", &pts, Attributes { noexec: true, nosuid: true, ..Attributes::default() })?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = rustix::fs::openat(&devpts, "ptmx", flags, Mode::empty()).call(|| "open('pts/ptmx')".into())?;
+    rustix::pty::unlockpt(&master).call(|| "ioctl(TIOCSPTLCK)".into())?;
+    let console = rustix::pty::ioctl_tiocgptpeer(
+        &master,
+        rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC,
+    )
+    .call(|| "ioctl(TIOCGPTPEER)".into())?;
+    super::console::prepare_slave(console.as_fd(), setup.console, setup.console_size)?;
+    Ok((ApiMounts { proc, sysfs, mqueue, cgroup, devpts, console }, master))
+}
+
+fn take_console(console: &OwnedFd) -> sys::Result<()> {
+    process::take_terminal(console)?;
+    rustix::stdio::dup2_stdin(console).call(|| "dup2".into())?;
+    rustix::stdio::dup2_stdout(console).call(|| "dup2".into())?;
+    rustix::stdio::dup2_stderr(console).call(|| "dup2".into())
+}
+
+/// What is executed, ready for the kernel.
+pub(super) struct Program {
+    pub(super) path: CString,
+    pub(super) argv: Vec<CString>,
+    pub(super) environment: Vec<CString>,
+}
+
+impl Program {
+    fn new(setup: &Setup<'_>, init: Option<String>) -> Result<Self, StepError> {
+        let doing = || "cannot prepare the machine's init".to_owned();
+        let (path, args) = match &setup.plan.exec.payload {
+            Payload::Command { argv } => (argv.first().cloned().unwrap_or_default(), argv.get(1..).unwrap_or_default()),
+            Payload::Auto { args } | Payload::Kind { args, .. } | Payload::Path { args, .. } => {
+                (init.ok_or_else(|| StepError::refused(doing()))?, args.as_slice())
+            }
+        };
+        let argv =
+            std::iter::once(&path).chain(args).map(|a| process::c_string(a.as_str())).collect::<sys::Result<_>>();
+        let list = setup.environment.iter();
+        let environment = list.map(|(k, v)| process::c_string(format!("{k}={v}"))).collect::<sys::Result<_>>();
+        Ok(Self {
+            argv: argv.doing(doing)?,
+            environment: environment.doing(doing)?,
+            path: process::c_string(path).doing(doing)?,
+        })
+    }
+}
+
+/// Gives the payload the limits a kernel boots with, not those of whoever called us.
+fn reset_limits() -> sys::Result<()> {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+    for (resource, soft, hard) in [
+        (Resource::RLIMIT_NOFILE, 1024, 524_288),
+        (Resource::RLIMIT_CORE, 0, RLIM_INFINITY),
+        (Resource::RLIMIT_STACK, 8 << 20, RLIM_INFINITY),
+        (Resource::RLIMIT_MEMLOCK, 8 << 20, 8 << 20),
+    ] {
+        if setrlimit(resource, soft, hard).is_err() {
+            // Without CAP_SYS_RESOURCE the hard limit can only sink: take what we have.
+            let (_, have) = getrlimit(resource).call(|| format!("getrlimit({resource:?})"))?;
+            setrlimit(resource, soft.min(have), hard.min(have)).call(|| format!("setrlimit({resource:?})"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Drops to the machine's rights: from here on only exec is left.
+pub(super) fn limit(setup: &Setup<'_>) -> Result<(), StepError> {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let doing = || "cannot limit the machine's rights".to_owned();
+    let keep = setup.plan.privileges.capabilities;
+    if setup.plan.privileges.no_new_privileges {
+        process::set_no_new_privileges().doing(doing)?;
+    }
+    // The filter needs CAP_SYS_ADMIN to be loaded, and may forbid capset afterwards.
+    if keep & CAP_SYS_ADMIN == 0 {
+        process::load_filter(setup.filter).doing(doing)?;
+        return process::limit_capabilities(keep, setup.host_capabilities).doing(doing);
+    }
+    process::limit_capabilities(keep, setup.host_capabilities).doing(doing)?;
+    process::load_filter(setup.filter).doing(doing)
+}

@@ -1,0 +1,77 @@
+//! Requests to a running supervisor: one SEQPACKET connection each, on a socket only root can reach.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{Layout, MachineName};
+use crate::sys::{self, Context as _, Errno, Error, socket};
+
+/// Name of the socket in the run directory.
+pub const SOCKET: &str = "control";
+
+/// What can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Become a viewer of the console.
+    Console,
+    /// Stop in order; kill after `timeout`, or the machine's own one.
+    Stop {
+        /// Instead of the machine's own.
+        timeout: Option<Duration>,
+    },
+    /// Stop in order and start again.
+    Reboot,
+}
+
+/// What is answered; the connection ends when the machine has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// It is being done.
+    Accepted,
+    /// The machine has ended; nothing of it is left.
+    Ended {
+        /// It had to be killed.
+        killed: bool,
+        /// Exit status of its payload.
+        status: u8,
+    },
+    /// The machine has been started again.
+    Rebooted,
+    /// It cannot be done.
+    Refused(String),
+}
+
+/// Connects to the supervisor of `name` and sends `request`.
+pub fn ask(layout: &Layout, name: &MachineName, request: &Request) -> sys::Result<OwnedFd> {
+    let path = layout.run_dir(name);
+    let dir = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .call(|| format!("open('{}')", path.display()))?;
+    let connection = socket::connect_in(&dir, SOCKET)?;
+    send(&connection, request)?;
+    Ok(connection)
+}
+
+/// Sends one request or answer.
+pub fn send<T: Serialize>(connection: &OwnedFd, message: &T) -> sys::Result<()> {
+    let bad = |_| Error { call: "encoding a request".into(), errno: Errno::EPROTO };
+    socket::send(connection, &serde_json::to_vec(message).map_err(bad)?, &[])
+}
+
+/// Receives one request or answer; `None` at the end.
+pub fn receive<T: serde::de::DeserializeOwned>(connection: &OwnedFd) -> sys::Result<Option<T>> {
+    let mut buffer = [0; 4096];
+    let received = match socket::receive(connection, &mut buffer) {
+        Err(e) if e.errno == Errno::ECONNRESET => return Ok(None),
+        other => other?,
+    };
+    if received.len == 0 {
+        return Ok(None);
+    }
+    let bad = |_| Error { call: "decoding a request".into(), errno: Errno::EPROTO };
+    serde_json::from_slice(&buffer[..received.len]).map(Some).map_err(bad)
+}

@@ -1,0 +1,184 @@
+//! From a prepared machine to one whose payload has been executed.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::unistd::Pid;
+
+use super::MachineError;
+use super::child::{self, Setup};
+use super::console::{Console, Mode};
+use super::handshake::{self, FromChild, ToInner};
+use super::life::Running;
+use super::prepare::Prepared;
+use super::state::{Phase, State, start_time};
+use crate::plan::TreePlan;
+use crate::rootfs::mounts::Texts;
+use crate::rootfs::{Doing as _, StepError};
+use crate::spec::{MachineId, Ownership};
+use crate::sys::process::{self, Clone, Fork};
+use crate::sys::{self, socket};
+
+/// What the children made.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) leader: OwnedFd,
+    pub(super) state: State,
+    pub(super) notify: OwnedFd,
+    channel: OwnedFd,
+    master: OwnedFd,
+}
+
+/// Makes the machine and executes its payload.
+pub(super) fn launch(mut prepared: Prepared) -> Result<Running, (MachineError, Prepared)> {
+    die_at(&prepared, "supervisor:prepared");
+    let result = make(&prepared).and_then(|launched| {
+        die_at(&prepared, "supervisor:ready");
+        admit(&mut prepared, &launched)?;
+        die_at(&prepared, "supervisor:running");
+        Ok(launched)
+    });
+    match result {
+        Ok(launched) => Ok(Running::new(prepared, launched.leader, launched.notify, launched.state)),
+        Err(error) => Err((error, prepared)),
+    }
+}
+
+/// A test may name a step at which we die as if killed.
+fn die_at(_prepared: &Prepared, step: &str) {
+    if std::env::var_os("MACHINIST_TEST_DIE_AT").is_some_and(|wanted| wanted == step) {
+        process::exit_now(137);
+    }
+}
+
+fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
+    let job = &prepared.job;
+    let plan = &job.plan;
+    let talk = || "cannot talk to the children".to_owned();
+    let notify = socket::notify_socket().doing(|| "cannot make the notification socket".into())?;
+    let (ours, theirs) = socket::pair().doing(talk)?;
+    let uuid = match plan.exec.machine_id {
+        Some(id) => id.uuid(),
+        None => random_uuid()?,
+    };
+    let mut environment = plan.exec.environment.clone();
+    environment.push(("container_uuid".into(), uuid.clone()));
+    if !environment.iter().any(|(key, _)| key == "TERM") {
+        let ours = (job.console == Mode::Interactive).then(|| std::env::var("TERM").ok()).flatten();
+        environment.push(("TERM".into(), ours.unwrap_or_else(|| "vt220".into())));
+    }
+    let texts = Texts { container_uuid: uuid, os_release: job.facts.os_release.clone(), boot_id: random_uuid()? };
+    let wanted = std::env::var("MACHINIST_TEST_DIE_AT").ok();
+    let tree = prepared.held.copy()?;
+    let overlays = prepared.overlays.iter().map(crate::rootfs::HeldTree::copy).collect::<Result<Vec<_>, _>>()?;
+    let setup = Setup {
+        plan,
+        range: prepared.range(),
+        map_tree: matches!(plan.ownership, Ownership::Auto | Ownership::Map),
+        tree: &tree,
+        overlays: &overlays,
+        filter: &prepared.filter,
+        texts: &texts,
+        notify: notify.as_fd(),
+        run_dir: prepared.run_dir.fd(),
+        environment: &environment,
+        host_capabilities: job.facts.capabilities,
+        layer_fds: job.facts.overlay_layer_fds(),
+        tmpfs_idmap: job.facts.kernel >= (6, 3),
+        console: job.console,
+        console_size: rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok(),
+        supervisor: Pid::this().as_raw(),
+        die_at: wanted.as_deref(),
+    };
+    let how = Clone { namespaces: process::ns::MOUNT, cgroup: Some(prepared.group.payload()), ..Clone::default() };
+    let outer = match process::clone3(how).doing(|| "cannot start the outer child".into())? {
+        Fork::Child => child::outer(&setup, theirs),
+        Fork::Parent(_, pidfd) => pidfd,
+    };
+    drop(theirs);
+    let message = handshake::receive::<FromChild>(&ours).doing(talk)?;
+    let ended = process::wait_pidfd(&outer, true).doing(talk)?;
+    match message {
+        Some((FromChild::Ready { leader, init, kind }, fds)) => {
+            let mut fds = fds.into_iter();
+            let (Some(master), Some(_console)) = (fds.next(), fds.next()) else {
+                return Err(MachineError::Vanished("outer child"));
+            };
+            let pid = Pid::from_raw(leader);
+            let pidfd = process::pidfd_open(pid).doing(|| "cannot hold the leader".into())?;
+            let root = match &plan.root.source {
+                TreePlan::Directory(path) => path.display().to_string(),
+                TreePlan::Overlay(overlay) => overlay.describe(),
+            };
+            let state = State {
+                name: plan.name.as_str().to_owned(),
+                phase: Phase::Starting,
+                leader,
+                leader_start: start_time(leader).unwrap_or(0),
+                supervisor: setup.supervisor,
+                since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+                ids: setup.range,
+                private_network: plan.namespaces.network,
+                own_clock: plan.namespaces.time,
+                cgroup: prepared.group.path().to_owned(),
+                capabilities: plan.privileges.capabilities,
+                no_new_privileges: plan.privileges.no_new_privileges,
+                seccomp: plan.seccomp.clone(),
+                init,
+                init_kind: kind,
+                root,
+                definition: job.definition.clone(),
+                status: None,
+            };
+            Ok(Launched { leader: pidfd, state, notify, channel: ours, master })
+        }
+        Some((FromChild::Failed(failure), _)) => Err(StepError::from(failure).into()),
+        None if ended == Some(process::Ended::Exited(0)) => Err(MachineError::Vanished("inner child")),
+        None => Err(MachineError::Vanished("outer child")),
+    }
+}
+
+/// Does the host's part and lets the inner child go on; back when the payload has been executed.
+fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineError> {
+    let talk = || "cannot talk to the inner child".to_owned();
+    prepared.run_dir.write(&launched.state).doing(|| "cannot write the machine's state".into())?;
+    let master = launched.master.try_clone().map_err(|e| sys::Error {
+        call: "dup".into(),
+        errno: e.raw_os_error().map_or(sys::Errno::EMFILE, sys::Errno::from_raw),
+    });
+    let master = master.doing(|| "cannot keep the console".into())?;
+    match &mut prepared.console {
+        Some(console) => console.replace_master(master).doing(|| "cannot go on with the console".into())?,
+        None => {
+            let log = prepared.open_log().doing(|| "cannot open the console's log".into())?;
+            let console =
+                Console::open(master, prepared.job.console, log).doing(|| "cannot open the console".into())?;
+            prepared.console = Some(console);
+        }
+    }
+    handshake::send(&launched.channel, &ToInner::Go, &[]).doing(talk)?;
+    match handshake::receive::<FromChild>(&launched.channel).doing(talk)? {
+        None if still_runs(&launched.leader) => Ok(()),
+        // Executed and ended already: that is the payload's own story, told by its exit status.
+        None => Ok(()),
+        Some((FromChild::Failed(failure), _)) => {
+            // Reaped here, because nobody will wait for a machine that never ran.
+            process::wait_pidfd(&launched.leader, true).doing(talk)?;
+            Err(StepError::from(failure).into())
+        }
+        Some((FromChild::Ready { .. }, _)) => Err(MachineError::Vanished("outer child")),
+    }
+}
+
+fn still_runs(leader: &OwnedFd) -> bool {
+    process::pidfd_send_signal(leader, 0).is_ok()
+}
+
+/// A random UUID of version 4.
+fn random_uuid() -> Result<String, MachineError> {
+    let mut bytes = [0; 16];
+    sys::process::random(&mut bytes).doing(|| "cannot draw a random id".into())?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    Ok(MachineId(bytes).uuid())
+}

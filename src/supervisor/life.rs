@@ -1,0 +1,431 @@
+//! The poll loop of a running machine, and its end.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use super::MachineError;
+use super::console::{Event, Token};
+use super::control::{self, Answer};
+use super::enter::{self, Command, Rights, Stdio, Target};
+use super::prepare::Prepared;
+use super::state::{Phase, State};
+use super::stop::{self, Request, Way};
+use crate::cgroup;
+use crate::plan::seccomp;
+use crate::spec::{InitKind, Ready};
+use crate::sys::process::{self, Ended as ProcessEnded};
+use crate::sys::{Errno, socket};
+
+/// How a machine ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit status for whoever ran it.
+    pub status: u8,
+    /// It wants to be started again.
+    pub reboot: bool,
+    /// It did not end by itself in time and was killed.
+    pub killed: bool,
+}
+
+/// Signals that concern the supervisor.
+const SIGNALS: [Signal; 5] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGWINCH];
+
+/// A machine whose payload has been executed.
+#[derive(Debug)]
+pub(super) struct Running {
+    prepared: Prepared,
+    leader: OwnedFd,
+    notify: OwnedFd,
+    state: State,
+    ready: bool,
+    stop: Option<Stopping>,
+    /// Connections that wait for the machine to end.
+    waiting: Vec<OwnedFd>,
+    /// Connections that have not said yet what they want.
+    callers: Vec<Option<OwnedFd>>,
+    trimmed: bool,
+}
+
+#[derive(Debug)]
+struct Stopping {
+    request: Request,
+    deadline: Option<Instant>,
+    command: Option<enter::Running>,
+    killed: bool,
+}
+
+/// A machine that has ended, with everything it held.
+#[derive(Debug)]
+pub(super) struct Ended {
+    prepared: Prepared,
+    waiting: Vec<OwnedFd>,
+    pub(super) exit: Exit,
+}
+
+/// Which descriptor a poll result belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Leader,
+    Notify,
+    Listener,
+    Caller(usize),
+    StopCommand,
+    Console(Token),
+}
+
+impl Running {
+    pub(super) fn new(prepared: Prepared, leader: OwnedFd, notify: OwnedFd, state: State) -> Self {
+        Self {
+            prepared,
+            leader,
+            notify,
+            state,
+            ready: false,
+            stop: None,
+            waiting: Vec::new(),
+            callers: Vec::new(),
+            trimmed: false,
+        }
+    }
+
+    /// Serves the machine until its leader has ended.
+    pub(super) fn wait(mut self) -> Ended {
+        let signals = process::signal_fd(&SIGNALS);
+        if !self.waits_for_notice() {
+            self.become_ready();
+        }
+        let ended = loop {
+            let (sources, results) = match self.poll(signals.as_ref().ok().map(AsFd::as_fd)) {
+                Ok(list) => list.into_iter().unzip::<_, _, Vec<_>, Vec<_>>(),
+                // Without poll there is no machine to serve.
+                Err(_) => (Vec::new(), Vec::new()),
+            };
+            for (source, flags) in sources.into_iter().zip(results) {
+                match source {
+                    Source::Leader => {}
+                    Source::Signals => {
+                        if let Ok(fd) = &signals {
+                            self.take_signals(fd);
+                        }
+                    }
+                    Source::Notify => self.take_notices(),
+                    Source::Listener => self.take_callers(),
+                    Source::Caller(index) => self.hear(index),
+                    Source::StopCommand => self.step_stop_command(),
+                    Source::Console(token) => self.serve_console(token, flags),
+                }
+            }
+            self.callers.retain(Option::is_some);
+            match process::wait_pidfd(&self.leader, false) {
+                Ok(Some(ended)) => break ended,
+                Ok(None) => self.enforce_deadline(),
+                Err(_) => break ProcessEnded::Killed(Signal::SIGKILL as i32),
+            }
+        };
+        self.end(ended)
+    }
+
+    fn waits_for_notice(&self) -> bool {
+        match self.prepared.job.plan.exec.ready {
+            Ready::Notify => true,
+            Ready::Started => false,
+            Ready::Auto => self.state.init_kind == Some(InitKind::Systemd),
+        }
+    }
+
+    /// Waits for anything to happen; gives what did.
+    fn poll(&mut self, signals: Option<BorrowedFd<'_>>) -> nix::Result<Vec<(Source, PollFlags)>> {
+        let mut list: Vec<(BorrowedFd<'_>, PollFlags, Source)> = Vec::with_capacity(12);
+        let read = PollFlags::POLLIN;
+        list.extend(signals.map(|fd| (fd, read, Source::Signals)));
+        list.push((self.leader.as_fd(), read, Source::Leader));
+        list.push((self.notify.as_fd(), read, Source::Notify));
+        list.push((self.prepared.control.as_fd(), read, Source::Listener));
+        list.extend(
+            self.callers.iter().enumerate().filter_map(|(i, fd)| Some((fd.as_ref()?.as_fd(), read, Source::Caller(i)))),
+        );
+        let command = self.stop.as_ref().and_then(|s| s.command.as_ref());
+        list.extend(command.map(|c| (c.poll_fd(), read, Source::StopCommand)));
+        let mut console = Vec::new();
+        if let Some(c) = &self.prepared.console {
+            c.poll_fds(&mut console);
+        }
+        list.extend(console.into_iter().map(|(fd, flags, token)| (fd, flags, Source::Console(token))));
+        let mut fds: Vec<PollFd<'_>> = list.iter().map(|(fd, flags, _)| PollFd::new(*fd, *flags)).collect();
+        let timeout = self.timeout();
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+        let ready: Vec<_> = fds
+            .iter()
+            .zip(&list)
+            .filter_map(|(fd, (_, _, source))| Some((*source, fd.revents().filter(|r| !r.is_empty())?)))
+            .collect();
+        if ready.is_empty() && !self.trimmed {
+            // Nothing to do for a while: give back what the start needed.
+            self.trimmed = true;
+            process::trim_memory();
+        }
+        Ok(ready)
+    }
+
+    fn timeout(&self) -> PollTimeout {
+        let idle = (!self.trimmed).then_some(Duration::from_millis(500));
+        let deadline = self.stop.as_ref().and_then(|s| s.deadline).map(|d| d.saturating_duration_since(Instant::now()));
+        match idle.into_iter().chain(deadline).min() {
+            Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+            None => PollTimeout::NONE,
+        }
+    }
+
+    fn take_signals(&mut self, fd: &nix::sys::signalfd::SignalFd) {
+        while let Ok(Some(info)) = fd.read_signal() {
+            if info.ssi_signo == Signal::SIGWINCH as u32 {
+                if let Some(console) = &self.prepared.console {
+                    // A terminal that is gone has no size.
+                    let _ = console.resize_to_terminal();
+                }
+            } else if self.stop.is_some() {
+                // Asked twice: now.
+                self.kill();
+            } else {
+                self.begin(Request::Poweroff, None);
+            }
+        }
+    }
+
+    /// Reads everything PID 1 and others have sent to the notification socket.
+    fn take_notices(&mut self) {
+        let mut buffer = [0; 4096];
+        while let Ok(received) = socket::receive(&self.notify, &mut buffer) {
+            if received.sender != Some(self.state.leader) {
+                continue;
+            }
+            let text = String::from_utf8_lossy(&buffer[..received.len]);
+            let mut changed = false;
+            for line in text.lines() {
+                if line == "READY=1" && !self.ready {
+                    self.become_ready();
+                } else if let Some(status) = line.strip_prefix("STATUS=") {
+                    let clean: String = status.chars().filter(|c| !c.is_control()).take(200).collect();
+                    changed |= self.state.status.as_deref() != Some(&clean);
+                    self.state.status = Some(clean);
+                }
+            }
+            if changed {
+                self.save();
+            }
+        }
+    }
+
+    fn become_ready(&mut self) {
+        self.ready = true;
+        if self.state.phase == Phase::Starting {
+            self.state.phase = Phase::Running;
+            self.save();
+        }
+        if let Some(report) = self.prepared.report.take() {
+            // Nobody there to hear it is no failure of the machine.
+            let _ = rustix::io::write(&report, b"ready");
+        }
+        tell_service_manager(&format!("READY=1\nSTATUS=Machine running.\nX_NSPAWN_LEADER_PID={}", self.state.leader));
+    }
+
+    fn save(&self) {
+        // The machine goes on without; `list` then shows the state before.
+        let _ = self.prepared.run_dir.write(&self.state);
+    }
+
+    fn take_callers(&mut self) {
+        while let Ok(Some(connection)) = socket::accept(&self.prepared.control) {
+            if self.callers.len() < 64 {
+                self.callers.push(Some(connection));
+            }
+        }
+    }
+
+    /// Takes the request of the caller `index`.
+    fn hear(&mut self, index: usize) {
+        let Some(connection) = self.callers.get_mut(index).and_then(Option::take) else { return };
+        let request = match control::receive::<control::Request>(&connection) {
+            Ok(Some(request)) => request,
+            Ok(None) => return,
+            Err(e) => {
+                let _ = control::send(&connection, &Answer::Refused(e.to_string()));
+                return;
+            }
+        };
+        match request {
+            control::Request::Console => {
+                if let Some(console) = &mut self.prepared.console {
+                    // A viewer that cannot be served has its connection closed.
+                    let _ = console.add_viewer(connection);
+                }
+            }
+            control::Request::Stop { timeout } => {
+                let _ = control::send(&connection, &Answer::Accepted);
+                self.waiting.push(connection);
+                self.begin(Request::Poweroff, timeout);
+            }
+            control::Request::Reboot => {
+                let _ = control::send(&connection, &Answer::Accepted);
+                self.waiting.push(connection);
+                self.begin(Request::Reboot, None);
+            }
+        }
+    }
+
+    fn serve_console(&mut self, token: Token, flags: PollFlags) {
+        let Some(console) = &mut self.prepared.console else { return };
+        match console.handle(token, flags) {
+            Some(Event::Leave) if self.stop.is_some() => self.kill(),
+            Some(Event::Leave) => self.begin(Request::Poweroff, None),
+            Some(Event::LocalGone | Event::Warning(_)) | None => {}
+        }
+    }
+
+    /// Asks the init to stop or reboot in its own way; a second request changes only the deadline.
+    fn begin(&mut self, request: Request, timeout: Option<Duration>) {
+        let limit = timeout.or(self.prepared.job.plan.exec.stop_timeout.map(Duration::from_secs));
+        let deadline = limit.and_then(|l| Instant::now().checked_add(l));
+        if let Some(stop) = &mut self.stop {
+            stop.deadline = match (stop.deadline, deadline) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            return;
+        }
+        self.state.phase = Phase::Stopping;
+        self.save();
+        tell_service_manager("STOPPING=1");
+        let command = match stop::way(self.state.init_kind, request) {
+            Way::Signal(signal) => {
+                // Ended already: the loop is about to see it.
+                let _ = process::pidfd_send_signal(&self.leader, signal);
+                None
+            }
+            Way::Command(argv) => self.start_command(argv),
+        };
+        self.stop = Some(Stopping { request, deadline, command, killed: false });
+    }
+
+    fn start_command(&self, argv: &[&str]) -> Option<enter::Running> {
+        let state = &self.state;
+        let rights = Rights {
+            capabilities: state.capabilities,
+            filter: seccomp::compile(&state.seccomp, state.capabilities).into_iter().map(Into::into).collect(),
+            no_new_privileges: state.no_new_privileges,
+        };
+        let payload = state.cgroup.join("payload");
+        let target = Target {
+            leader: self.leader.as_fd(),
+            cgroup: &payload,
+            rights: &rights,
+            user_namespace: state.ids.is_some(),
+            network_namespace: state.private_network,
+            time_namespace: state.own_clock,
+        };
+        let command = Command {
+            argv: argv.iter().map(|a| (*a).to_owned()).collect(),
+            user: None,
+            environment: Vec::new(),
+            directory: None,
+            timeout: None,
+            stdio: Stdio::Null,
+            login_shell: false,
+        };
+        // A machine that cannot be asked is killed when its time is up.
+        enter::start(&target, &command).ok()
+    }
+
+    fn step_stop_command(&mut self) {
+        let Some(stop) = &mut self.stop else { return };
+        if let Some(command) = &mut stop.command
+            && !matches!(command.step(), Ok(None))
+        {
+            stop.command = None;
+        }
+    }
+
+    fn enforce_deadline(&mut self) {
+        if self.stop.as_ref().and_then(|s| s.deadline).is_some_and(|d| Instant::now() >= d) {
+            self.kill();
+        }
+    }
+
+    fn kill(&mut self) {
+        if let Some(stop) = &mut self.stop {
+            stop.killed = true;
+            stop.deadline = None;
+        }
+        // Both: a group that cannot be killed still loses its PID 1, and with it every process of the machine.
+        let _ = cgroup::kill_payload(&self.state.cgroup);
+        let _ = process::pidfd_send_signal(&self.leader, libc::SIGKILL);
+    }
+
+    /// What the leader's end means.
+    fn end(mut self, ended: ProcessEnded) -> Ended {
+        let asked = self.stop.take();
+        let killed = asked.as_ref().is_some_and(|s| s.killed);
+        let reboot_asked = asked.as_ref().is_some_and(|s| s.request == Request::Reboot);
+        let no_init = self.state.init_kind.is_none();
+        let (status, reboot) = match ended {
+            // reboot(2) in a pid namespace: the kernel kills PID 1 by one of these two.
+            ProcessEnded::Killed(libc::SIGHUP) => (0, true),
+            ProcessEnded::Killed(libc::SIGINT) => (0, false),
+            ProcessEnded::Killed(_) if killed => (if reboot_asked { 0 } else { 137 }, reboot_asked),
+            ProcessEnded::Killed(signal) => (u8::try_from(128 + signal).unwrap_or(255), false),
+            // A command cannot ask for a reboot by itself, so ours is done when it has ended.
+            ProcessEnded::Exited(_) if no_init && reboot_asked => (0, true),
+            ProcessEnded::Exited(code) => (code, false),
+        };
+        if let Some(console) = &mut self.prepared.console {
+            console.drain(Duration::from_millis(500));
+        }
+        let mut ended = Ended { prepared: self.prepared, waiting: self.waiting, exit: Exit { status, reboot, killed } };
+        if ended.exit.reboot {
+            ended.answer(&Answer::Rebooted);
+        }
+        ended
+    }
+}
+
+impl Ended {
+    fn answer(&mut self, answer: &Answer) {
+        for connection in self.waiting.drain(..) {
+            // Whoever went away does not need it.
+            let _ = control::send(&connection, answer);
+        }
+    }
+
+    /// Gives everything back and tells those who wait.
+    pub(super) fn finish(mut self) -> Result<(), MachineError> {
+        let waiting = std::mem::take(&mut self.waiting);
+        if let Some(console) = &mut self.prepared.console {
+            console.close_viewers("the machine has ended");
+        }
+        let result = self.prepared.finish();
+        let answer = Answer::Ended { killed: self.exit.killed, status: self.exit.status };
+        for connection in waiting {
+            let _ = control::send(&connection, &answer);
+        }
+        result
+    }
+
+    /// Makes the control group anew and keeps all else, ids and console included.
+    pub(super) fn again(self) -> Result<Prepared, MachineError> {
+        self.prepared.renew()
+    }
+}
+
+fn tell_service_manager(text: &str) {
+    if let Ok(address) = std::env::var("NOTIFY_SOCKET") {
+        // It may have gone; the machine does not depend on it.
+        let _ = socket::notify(&address, text);
+    }
+}

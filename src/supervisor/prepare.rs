@@ -1,0 +1,209 @@
+//! Takes everything a machine needs of the host, before any process of it exists.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use rustix::fs::Mode as FileMode;
+
+use super::console::{self, LogFile};
+use super::state::{RunDir, RunDirError, make_private_dir};
+use super::{Job, MachineError, control};
+use crate::cgroup::{self, MachineGroup};
+use crate::host::HostFacts;
+use crate::plan::mounts::MountOp;
+use crate::plan::{CgroupPlan, IdPlan, TreePlan};
+use crate::rootfs::chown;
+use crate::rootfs::idmap::{self, IdRangeLock};
+use crate::rootfs::{Doing as _, HeldTree, StepError};
+use crate::spec::{ID_RANGE_SIZE, IdRange, MachineName, Ownership, UserMode, cgroup_name};
+use crate::sys::path::RootFd;
+use crate::sys::process::FilterInsn;
+use crate::sys::{self, Context as _, socket};
+
+/// A machine whose resources are held. Fields are given back from the last to the first.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(super) job: Job,
+    pub(super) run_dir: RunDir,
+    pub(super) ids: Option<IdRangeLock>,
+    pub(super) held: HeldTree,
+    pub(super) overlays: Vec<HeldTree>,
+    pub(super) filter: Vec<FilterInsn>,
+    pub(super) control: OwnedFd,
+    pub(super) group: MachineGroup,
+    /// Kept over reboots.
+    pub(super) console: Option<console::Console>,
+    pub(super) report: Option<OwnedFd>,
+}
+
+/// Takes locks, the id range, directories, sockets and the control group.
+pub fn prepare(mut job: Job) -> Result<Prepared, MachineError> {
+    let plan = &job.plan;
+    let run_dir = match RunDir::acquire(&job.layout, &plan.name) {
+        Ok(dir) => dir,
+        Err(RunDirError::Running) => return Err(MachineError::AlreadyRunning(plan.name.clone())),
+        Err(RunDirError::Call(cause)) => {
+            return Err(StepError {
+                doing: format!("cannot lock machine '{}'", plan.name),
+                cause: Some(cause),
+                hint: None,
+            }
+            .into());
+        }
+    };
+    let report = job.report.take();
+    match prepare_rest(&job, &run_dir) {
+        Ok((ids, held, overlays, filter, control, group)) => {
+            Ok(Prepared { job, run_dir, ids, held, overlays, filter, control, group, console: None, report })
+        }
+        Err(error) => {
+            // The first failure is what the user needs; a directory that stays is removed by the next start.
+            let _ = run_dir.release();
+            Err(error)
+        }
+    }
+}
+
+type Rest = (Option<IdRangeLock>, HeldTree, Vec<HeldTree>, Vec<FilterInsn>, OwnedFd, MachineGroup);
+
+fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
+    let plan = &job.plan;
+    if let Some(stale) = run_dir.left_over_cgroup() {
+        cgroup::remove(&stale).doing(|| "cannot clear the machine's last life away".into())?;
+    }
+    let state_dir = job.layout.state_dir(&plan.name);
+    make_private_dir(&state_dir).doing(|| "cannot make the machine's state directory".into())?;
+    let held = HeldTree::acquire_root(&plan.root)?;
+    let mut overlays = Vec::new();
+    for op in &plan.mounts {
+        if let MountOp::Overlay { overlay, .. } = op {
+            overlays.push(HeldTree::acquire_overlay(overlay)?);
+        }
+    }
+    let ids = acquire_ids(job)?;
+    let range = ids.as_ref().map(IdRangeLock::range);
+    if let (Some(range), Ownership::Chown) = (range, plan.ownership) {
+        change_owners(job, &held, range)?;
+    }
+    let filter = crate::plan::seccomp::compile(&plan.seccomp, plan.privileges.capabilities);
+    let filter = filter.into_iter().map(Into::into).collect();
+    let control = listen(run_dir).doing(|| "cannot listen for requests".into())?;
+    let owner = range.map_or(0, |r| r.shift);
+    let group = MachineGroup::create(&plan.cgroup, owner, job.report.is_some()).map_err(|cause| {
+        let hint = match cause.errno {
+            sys::Errno::EACCES | sys::Errno::EPERM | sys::Errno::EROFS => {
+                Some("this group is not delegated to us; name one that is with `[cgroup] parent`")
+            }
+            sys::Errno::EBUSY => Some("the group above holds processes; name an empty one with `[cgroup] parent`"),
+            _ => None,
+        };
+        StepError {
+            doing: "cannot make the machine's control group".into(),
+            cause: Some(cause),
+            hint: hint.map(Into::into),
+        }
+    })?;
+    Ok((ids, held, overlays, filter, control, group))
+}
+
+fn acquire_ids(job: &Job) -> Result<Option<IdRangeLock>, MachineError> {
+    let mode = match job.plan.ids {
+        IdPlan::Host => return Ok(None),
+        IdPlan::Identity => UserMode::Identity,
+        IdPlan::Picked => UserMode::Auto,
+        IdPlan::Fixed(range) => UserMode::Range(range),
+    };
+    idmap::acquire(&job.layout, &job.plan.name, mode).map(Some).map_err(MachineError::Ids)
+}
+
+/// `ownership = "chown"`: every writable tree of the machine, once, with a bar where somebody watches.
+fn change_owners(job: &Job, held: &HeldTree, range: IdRange) -> Result<(), MachineError> {
+    let (path, fd) = match (held, &job.plan.root.source) {
+        (HeldTree::Directory(directory), _) => (&directory.path, &directory.fd),
+        (HeldTree::Overlay { .. }, TreePlan::Overlay(_) | TreePlan::Directory(_)) => {
+            let refused = StepError::refused("`users.ownership = \"chown\"` would change every layer of the overlay");
+            return Err(refused.hint("use it with `root.directory`, or leave it out: layers are mapped").into());
+        }
+    };
+    let tree = RootFd::from_fd(fd.try_clone().call(|| "dup".into()).doing(|| "cannot open the tree".into())?);
+    let doing = |e: chown::ChownError| StepError {
+        doing: format!("cannot give '{}' to the machine's ids: {e}", path.display()),
+        cause: None,
+        hint: Some("start the machine again: it goes on where it stopped".into()),
+    };
+    chown::give_to(&tree, range, &mut |done| (job.on_chown)(done)).map(drop).map_err(|e| doing(e).into())
+}
+
+fn listen(run_dir: &RunDir) -> sys::Result<OwnedFd> {
+    match rustix::fs::unlinkat(run_dir.fd(), control::SOCKET, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(e) => return Err(e).call(|| "unlink('control')".into()),
+    }
+    let umask = rustix::process::umask(FileMode::from_raw_mode(0o077));
+    let result = socket::listen_in(run_dir.fd(), control::SOCKET);
+    rustix::process::umask(umask);
+    result
+}
+
+/// Where a machine's group would be if nothing else is said.
+pub(super) fn default_cgroup(facts: &HostFacts, name: &MachineName) -> Option<PathBuf> {
+    let cgroup = facts.cgroup.as_ref()?;
+    let parent = cgroup.delegated().trim_end_matches('/');
+    let plan = CgroupPlan { mount: cgroup.mount.clone(), group: format!("{parent}/{}", cgroup_name(name)) };
+    Some(cgroup::host_path(&plan))
+}
+
+impl Prepared {
+    /// Host ids of the machine.
+    pub(super) fn range(&self) -> Option<IdRange> {
+        match self.job.plan.ids {
+            IdPlan::Host => None,
+            IdPlan::Identity => Some(IdRange { shift: 0, size: ID_RANGE_SIZE }),
+            IdPlan::Picked | IdPlan::Fixed(_) => self.ids.as_ref().map(IdRangeLock::range),
+        }
+    }
+
+    /// Opens the console's log, if it is kept.
+    pub(super) fn open_log(&self) -> sys::Result<Option<LogFile>> {
+        let console = self.job.plan.console;
+        if !console.log {
+            return Ok(None);
+        }
+        LogFile::open(&self.job.layout.state_dir(&self.job.plan.name), console.log_size).map(Some)
+    }
+
+    /// Makes the control group anew for the next boot; ids, locks, sockets and console stay.
+    pub(super) fn renew(mut self) -> Result<Self, MachineError> {
+        let owner = self.range().map_or(0, |r| r.shift);
+        match self.group.renew(owner) {
+            Ok(()) => Ok(self),
+            Err(cause) => {
+                let doing = "cannot start the machine again".into();
+                // The cause of the stop is what the user needs.
+                let _ = self.finish();
+                Err(StepError { doing, cause: Some(cause), hint: None }.into())
+            }
+        }
+    }
+
+    /// Gives everything back in reverse order; goes on after failures and reports all of them.
+    pub(super) fn finish(self) -> Result<(), MachineError> {
+        let mut failed = Vec::new();
+        drop(self.console);
+        drop(self.control);
+        let path = self.group.path().to_owned();
+        if self.job.console == console::Mode::Detached {
+            // Where we cannot leave our own group it cannot be removed, which the next line reports.
+            let _ = cgroup::leave(&path);
+        }
+        failed.extend(self.group.release().err());
+        drop((self.overlays, self.held));
+        let ids = self.ids.map(IdRangeLock::release);
+        failed.extend(self.run_dir.release().err());
+        match ids {
+            Some(Err(error)) => Err(MachineError::Ids(error)),
+            _ if failed.is_empty() => Ok(()),
+            _ => Err(MachineError::Leftovers(failed)),
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! What others may know of a running machine: a file written by rename, beside the lock that says it is true.
+//!
+//! ```text
+//! /run/machinist/machines/NAME/lock        held by the supervisor as long as the machine lives
+//!                              state.json  this
+//!                              control     SEQPACKET socket of the supervisor
+//! ```
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::seccomp::SyscallPolicy;
+use crate::spec::{IdRange, InitKind, Layout, MachineName};
+use crate::sys::{self, Context as _, Errno, Error, process};
+
+/// Where a machine is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Its init has begun.
+    Starting,
+    /// It is ready.
+    Running,
+    /// It has been asked to stop or to reboot.
+    Stopping,
+}
+
+impl Phase {
+    /// The word used in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// The state file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct State {
+    /// The machine.
+    pub name: String,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// PID 1 of the machine as the host sees it.
+    pub leader: i32,
+    /// When the leader started, in clock ticks since boot: tells it from a later process of the same number.
+    pub leader_start: u64,
+    /// The supervisor's process.
+    pub supervisor: i32,
+    /// Start of this boot of the machine, in seconds since 1970.
+    pub since: u64,
+    /// Its host ids, if it has a user namespace.
+    pub ids: Option<IdRange>,
+    /// Whether its network is its own.
+    pub private_network: bool,
+    /// Whether its boot clock is its own.
+    pub own_clock: bool,
+    /// Its control group on the host.
+    pub cgroup: PathBuf,
+    /// Mask of its capabilities.
+    pub capabilities: u64,
+    /// Whether setuid programs have no effect.
+    pub no_new_privileges: bool,
+    /// Changes to the system call filter.
+    pub seccomp: SyscallPolicy,
+    /// Path of its init, if it has one.
+    pub init: Option<String>,
+    /// Kind of its init, if we know it.
+    pub init_kind: Option<InitKind>,
+    /// What its root is made of, in words.
+    pub root: String,
+    /// The file it is defined by.
+    pub definition: Option<PathBuf>,
+    /// What the guest last said of itself (`STATUS=`).
+    pub status: Option<String>,
+}
+
+const FILE: &str = "state.json";
+const LOCK: &str = "lock";
+
+/// The run directory of a machine we hold the lock of.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    dir: OwnedFd,
+    _lock: OwnedFd,
+}
+
+/// Why a run directory cannot be had.
+#[derive(Debug)]
+pub enum RunDirError {
+    /// Somebody holds the lock.
+    Running,
+    /// A call failed.
+    Call(Error),
+}
+
+impl From<Error> for RunDirError {
+    fn from(e: Error) -> Self {
+        Self::Call(e)
+    }
+}
+
+impl RunDir {
+    /// Makes the directory and takes the lock.
+    pub fn acquire(layout: &Layout, name: &MachineName) -> Result<Self, RunDirError> {
+        let path = layout.run_dir(name);
+        loop {
+            make_private_dir(&path)?;
+            let dir = open_dir(&path)?;
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let lock = match rustix::fs::openat(&dir, LOCK, flags, Mode::from_raw_mode(0o600)) {
+                // Removed by an earlier owner between our two calls.
+                Err(rustix::io::Errno::NOENT) => continue,
+                other => other.call(|| format!("open('{}/{LOCK}')", path.display()))?,
+            };
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(RunDirError::Running),
+                Err(e) => return Err(e).call(|| format!("flock('{}/{LOCK}')", path.display())).map_err(Into::into),
+            }
+            // The owner before us removes the file before it lets go of the lock.
+            if rustix::fs::fstat(&lock).is_ok_and(|s| s.st_nlink > 0) {
+                return Ok(Self { path, dir, _lock: lock });
+            }
+        }
+    }
+
+    /// The directory.
+    pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// The control group that a killed supervisor named in its state file.
+    pub fn left_over_cgroup(&self) -> Option<PathBuf> {
+        let text = std::fs::read(self.path.join(FILE)).ok()?;
+        serde_json::from_slice::<State>(&text).ok().map(|state| state.cgroup)
+    }
+
+    /// Replaces the state file.
+    pub fn write(&self, state: &State) -> sys::Result<()> {
+        let call = || format!("write('{}/{FILE}')", self.path.display());
+        let text = serde_json::to_vec(state).map_err(|_| Error { call: call(), errno: Errno::EINVAL })?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = rustix::fs::openat(&self.dir, "state.new", flags, Mode::from_raw_mode(0o600)).call(call)?;
+        let written = rustix::io::write(&fd, &text).call(call)?;
+        if written != text.len() {
+            return Err(Error { call: call(), errno: Errno::ENOSPC });
+        }
+        rustix::fs::renameat(&self.dir, "state.new", &self.dir, FILE).call(call)
+    }
+
+    /// Removes the directory with everything in it; the lock goes last.
+    pub fn release(self) -> sys::Result<()> {
+        let mut result = Ok(());
+        for file in [FILE, "state.new", super::control::SOCKET, LOCK] {
+            match rustix::fs::unlinkat(&self.dir, file, rustix::fs::AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(e) => result = Err(e).call(|| format!("unlink('{}/{file}')", self.path.display())),
+            }
+        }
+        match rustix::fs::rmdir(&self.path) {
+            Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTEMPTY) => result,
+            Err(e) => result.and(Err(e).call(|| format!("rmdir('{}')", self.path.display()))),
+        }
+    }
+}
+
+/// Makes a directory that only root may enter, and its parents.
+pub fn make_private_dir(path: &Path) -> sys::Result<()> {
+    let make = || rustix::fs::mkdir(path, Mode::from_raw_mode(0o700));
+    let result = match make() {
+        Err(rustix::io::Errno::NOENT) => {
+            let parent = path.parent().unwrap_or(path);
+            std::fs::create_dir_all(parent).call(|| format!("mkdir('{}')", parent.display()))?;
+            make()
+        }
+        other => other,
+    };
+    match result {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(e) => Err(e).call(|| format!("mkdir('{}')", path.display())),
+    }
+}
+
+fn open_dir(path: &Path) -> sys::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::empty()).call(|| format!("open('{}')", path.display()))
+}
+
+/// Reads the state of a machine whose supervisor lives; `None` if it is not running.
+pub fn read(layout: &Layout, name: &MachineName) -> sys::Result<Option<State>> {
+    let path = layout.run_dir(name);
+    let dir = match open_dir(&path) {
+        Ok(dir) => dir,
+        Err(e) if e.errno == Errno::ENOENT => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    if !is_locked(&dir)? {
+        return Ok(None);
+    }
+    let text = match std::fs::read(path.join(FILE)) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).call(|| format!("read('{}/{FILE}')", path.display())),
+    };
+    let broken = || Error { call: format!("reading '{}/{FILE}'", path.display()), errno: Errno::EBADMSG };
+    serde_json::from_slice(&text).map(Some).map_err(|_| broken())
+}
+
+fn is_locked(dir: &OwnedFd) -> sys::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let lock = match rustix::fs::openat(dir, LOCK, flags, Mode::empty()) {
+        Ok(lock) => lock,
+        Err(rustix::io::Errno::NOENT) => return Ok(false),
+        Err(e) => return Err(e).call(|| format!("open('{LOCK}')")),
+    };
+    // Shared, and at once let go again: a start at this very moment sees a held lock only for that long.
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(e) => Err(e).call(|| format!("flock('{LOCK}')")),
+    }
+}
+
+/// Names of the machines that have a run directory, running or left over.
+pub fn names(layout: &Layout) -> Vec<MachineName> {
+    let Ok(entries) = std::fs::read_dir(layout.run_root().join("machines")) else { return Vec::new() };
+    let names = entries.filter_map(|e| MachineName::parse(e.ok()?.file_name().to_str()?).ok());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+impl State {
+    /// A pidfd of the leader, checked to be the process that was started.
+    pub fn open_leader(&self) -> sys::Result<OwnedFd> {
+        let pidfd = process::pidfd_open(Pid::from_raw(self.leader))?;
+        if start_time(self.leader) != Some(self.leader_start) {
+            return Err(Error {
+                call: format!("finding process {} of machine '{}'", self.leader, self.name),
+                errno: Errno::ESRCH,
+            });
+        }
+        Ok(pidfd)
+    }
+}
+
+/// Start of a process in clock ticks since boot (`proc_pid_stat(5)`, field 22).
+pub fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, so count from its end.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> (tempfile::TempDir, Layout) {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let layout = Layout::new(dir.path());
+        (dir, layout)
+    }
+
+    #[test]
+    fn a_run_directory_has_one_owner_and_leaves_nothing() {
+        let (dir, layout) = layout();
+        let name = MachineName::parse("web").expect("valid");
+        let first = RunDir::acquire(&layout, &name).expect("free");
+        assert!(matches!(RunDir::acquire(&layout, &name), Err(RunDirError::Running)));
+        first.release().expect("release");
+        assert!(!layout.run_dir(&name).exists());
+        assert!(RunDir::acquire(&layout, &name).is_ok());
+        drop(dir);
+    }
+
+    #[test]
+    fn state_without_a_living_supervisor_is_none() {
+        let (_dir, layout) = layout();
+        let name = MachineName::parse("web").expect("valid");
+        assert_eq!(read(&layout, &name).expect("read"), None);
+        drop(RunDir::acquire(&layout, &name).expect("free"));
+        assert_eq!(read(&layout, &name).expect("read"), None);
+        assert_eq!(names(&layout), [name]);
+    }
+
+    #[test]
+    fn start_time_survives_odd_process_names() {
+        let own = start_time(i32::try_from(std::process::id()).expect("fits"));
+        assert!(own.is_some_and(|t| t > 0));
+        assert_eq!(start_time(i32::MAX), None);
+    }
+}

@@ -1,0 +1,58 @@
+//! Each init's own way to be stopped and restarted. Pure.
+
+use crate::spec::InitKind;
+
+/// What the machine is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// End in order.
+    Poweroff,
+    /// End in order and start again.
+    Reboot,
+}
+
+/// How an init is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// This signal to the leader.
+    Signal(i32),
+    /// This command, run inside the machine.
+    Command(&'static [&'static str]),
+}
+
+/// The way of an init, as measured (`tests/trees/README.md`) or documented by it.
+///
+/// `None` stands for a command or an init we do not know: SIGTERM is what programs expect. It cannot be told to
+/// restart, so the supervisor stops it and starts it again.
+pub fn way(kind: Option<InitKind>, request: Request) -> Way {
+    use Request::{Poweroff, Reboot};
+    let rt = |n: i32| Way::Signal(libc::SIGRTMIN() + n);
+    match (kind, request) {
+        (Some(InitKind::Systemd), Poweroff) => rt(4),
+        (Some(InitKind::Systemd), Reboot) => rt(5),
+        // Signals mean nothing or need lines in inittab; the init's own client always works.
+        (Some(InitKind::Sysvinit | InitKind::Runit), Poweroff) => Way::Command(&["/sbin/init", "0"]),
+        (Some(InitKind::Sysvinit | InitKind::Runit), Reboot) => Way::Command(&["/sbin/init", "6"]),
+        (Some(InitKind::Openrc), Poweroff) => Way::Command(&["/sbin/openrc-shutdown", "-p", "now"]),
+        (Some(InitKind::Openrc), Reboot) => Way::Command(&["/sbin/openrc-shutdown", "-r", "now"]),
+        // The same two signals mean the opposite for s6.
+        (Some(InitKind::Busybox | InitKind::Finit), Poweroff) => Way::Signal(libc::SIGUSR2),
+        (Some(InitKind::Busybox | InitKind::Finit), Reboot) => Way::Signal(libc::SIGTERM),
+        (Some(InitKind::S6), Poweroff) => Way::Signal(libc::SIGUSR1),
+        (Some(InitKind::S6 | InitKind::Dinit), Reboot) => Way::Signal(libc::SIGINT),
+        (Some(InitKind::Dinit) | None, Poweroff) | (None, Reboot) => Way::Signal(libc::SIGTERM),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_init_is_told_to_reboot_when_it_should_stop() {
+        for kind in InitKind::ALL {
+            assert_ne!(way(Some(kind), Request::Poweroff), way(Some(kind), Request::Reboot), "{kind:?}");
+        }
+        assert_ne!(way(Some(InitKind::Busybox), Request::Poweroff), Way::Signal(libc::SIGTERM));
+    }
+}
