@@ -1,1 +1,7 @@
-fn main() {}
+//! The `machinist` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(machinist::cli::main())
+}

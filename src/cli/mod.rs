@@ -1,4 +1,291 @@
 //! The command line: each verb is one call into the layers below.
+//!
+//! What was typed is [`Arguments`]; nothing below this module knows clap, prints, or decides an exit status.
 
 pub mod config;
 pub mod enter;
+pub mod look;
+pub mod machine;
+pub mod output;
+pub mod plan;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::spec::Layout;
+use output::Failure;
+
+/// Boots whole Linux distributions as lightweight machines.
+#[derive(Debug, Parser)]
+#[command(name = "machinist", version, about, disable_help_subcommand = true, max_term_width = 100)]
+pub struct Arguments {
+    /// Directory below which configuration, state and run files are (for tests)
+    #[arg(
+        long,
+        global = true,
+        env = "MACHINIST_ROOT",
+        hide_env = true,
+        default_value = "/",
+        hide_default_value = true
+    )]
+    root: PathBuf,
+
+    /// No progress, no notes; only what was asked for and errors
+    #[arg(long, short, global = true)]
+    quiet: bool,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a machine in the foreground, with its console here
+    Run(RunArguments),
+    /// Start machines in the background and wait until they are ready
+    Start(StartArguments),
+    /// Stop machines in their init's own way
+    #[command(alias = "poweroff")]
+    Stop(StopArguments),
+    /// Restart machines in their init's own way
+    Reboot(Names),
+    /// Kill machines at once, or send a signal
+    #[command(alias = "terminate")]
+    Kill(KillArguments),
+    /// Suspend every process of machines
+    Freeze(Names),
+    /// Let frozen machines go on
+    Thaw(Names),
+    /// Remove what a killed supervisor left behind
+    Reap(Names),
+    /// List machines
+    #[command(alias = "ls")]
+    List(ListArguments),
+    /// Show what a machine is and does
+    Status(StatusArguments),
+    /// Attach to a machine's console
+    Console {
+        /// The machine
+        name: String,
+        /// Watch only
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Show what a machine has written to its console
+    Logs {
+        /// The machine
+        name: String,
+        /// Go on as it writes more
+        #[arg(long, short)]
+        follow: bool,
+        /// Only the last N lines
+        #[arg(long, short = 'n', value_name = "N")]
+        lines: Option<usize>,
+    },
+    /// Run a command in a machine
+    Exec(ExecArguments),
+    /// Open a login shell in a machine
+    Shell {
+        /// `[USER@]NAME`
+        #[arg(value_name = "[USER@]NAME")]
+        target: String,
+        /// Set a variable
+        #[arg(long, short = 'E', value_name = "KEY=VALUE")]
+        env: Vec<String>,
+        /// Run this instead of the user's shell
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// Check definitions and report every problem
+    Check {
+        /// Machines or files; all definitions if there are none
+        #[arg(value_name = "NAME|FILE")]
+        names: Vec<String>,
+    },
+    /// Show a definition with every default filled in
+    Show {
+        /// Machine or file
+        #[arg(value_name = "NAME|FILE")]
+        name: String,
+        /// Show which file set each key
+        #[arg(long)]
+        origin: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what would be done to start a machine, without doing it
+    Plan {
+        /// Machine or file
+        #[arg(value_name = "NAME|FILE")]
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the JSON schema of the machine file
+    Schema,
+}
+
+#[derive(Debug, Args)]
+struct Names {
+    /// Machines
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// Machine or file
+    #[arg(value_name = "NAME|FILE")]
+    name: String,
+    /// The caller's side of the console [default: interactive on a terminal, else pipe]
+    #[arg(long, value_enum)]
+    console: Option<ConsoleMode>,
+}
+
+/// `--console`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ConsoleMode {
+    /// Keys and output, the terminal in raw mode
+    Interactive,
+    /// Output only
+    ReadOnly,
+    /// Bytes both ways, unchanged
+    Pipe,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StartArguments {
+    /// Machines or files
+    #[arg(required = true, value_name = "NAME|FILE")]
+    names: Vec<String>,
+    /// Return as soon as the init has begun
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArguments {
+    /// Machines
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    /// Kill what has not ended after this long, instead of the machine's own `stop-timeout`
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KillArguments {
+    /// Machines
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    /// Signal to send, by name or number
+    #[arg(long, short, default_value = "SIGKILL", value_parser = machine::parse_signal)]
+    signal: i32,
+    /// Send it only to the machine's PID 1 instead of every process
+    #[arg(long)]
+    leader: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArguments {
+    /// Also machines that are defined and not running
+    #[arg(long, short)]
+    all: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArguments {
+    /// The machine
+    name: String,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecArguments {
+    /// The machine
+    name: String,
+    /// `USER[:GROUP]` of the machine, by name or number
+    #[arg(long, short)]
+    user: Option<String>,
+    /// Set a variable
+    #[arg(long, short = 'E', value_name = "KEY=VALUE")]
+    env: Vec<String>,
+    /// Working directory in the machine
+    #[arg(long, short = 'C', value_name = "DIR")]
+    directory: Option<String>,
+    /// Kill the command and all it started after this long
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    timeout: Option<Duration>,
+    /// Give the command a terminal
+    #[arg(long, short)]
+    tty: bool,
+    /// The command
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    match crate::config::parse_time(text) {
+        Ok(Some(time)) => Ok(time),
+        Ok(None) => Ok(Duration::MAX),
+        Err(e) => Err(e),
+    }
+}
+
+fn key_values(list: &[String]) -> Result<Vec<(String, String)>, Failure> {
+    list.iter()
+        .map(|item| match item.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(Failure::usage(format!("'{item}' is not KEY=VALUE"))),
+        })
+        .collect()
+}
+
+/// Parses the command line, does what it says and gives the exit status.
+pub fn main() -> u8 {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version go to standard output and are no failure.
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).unwrap_or(2);
+        }
+    };
+    let layout = Layout::new(&arguments.root);
+    match dispatch(arguments.verb, &layout, arguments.quiet) {
+        Ok(status) => status,
+        Err(failure) => output::report(&failure),
+    }
+}
+
+fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
+    match verb {
+        Verb::Run(args) => machine::run(layout, &args, quiet),
+        Verb::Start(args) => machine::start(layout, &args, quiet),
+        Verb::Stop(args) => machine::stop(layout, &args, quiet),
+        Verb::Reboot(args) => machine::each(&args.names, |name| machine::reboot(layout, name, quiet)),
+        Verb::Kill(args) => machine::each(&args.names, |name| machine::kill(layout, name, args.signal, args.leader)),
+        Verb::Freeze(args) => machine::each(&args.names, |name| machine::freeze(layout, name, true)),
+        Verb::Thaw(args) => machine::each(&args.names, |name| machine::freeze(layout, name, false)),
+        Verb::Reap(args) => machine::each(&args.names, |name| machine::reap(layout, name, quiet)),
+        Verb::List(args) => look::list(layout, &args),
+        Verb::Status(args) => look::status(layout, &args),
+        Verb::Console { name, read_only } => machine::console(layout, &name, read_only),
+        Verb::Logs { name, follow, lines } => look::logs(layout, &name, follow, lines),
+        Verb::Exec(args) => machine::exec(layout, args),
+        Verb::Shell { target, env, command } => machine::shell(layout, &target, &env, command),
+        Verb::Check { names } => output::checked(|out, err| config::check(layout, &names, output::color(), out, err)),
+        Verb::Show { name, origin, json } => plan::show(layout, &name, origin, json),
+        Verb::Plan { name, json } => plan::plan(layout, &name, json),
+        Verb::Schema => output::written(|out| config::schema(out)),
+    }
+}

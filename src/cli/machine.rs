@@ -1,0 +1,396 @@
+//! The verbs that start, stop and enter machines.
+
+use std::io::IsTerminal as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use super::enter::{self as face, ExecArgs, ShellArgs};
+use super::look::machine_name;
+use super::output::{self, Failure, say, status};
+use super::{ConsoleMode, ExecArguments, RunArguments, StartArguments, StopArguments, key_values};
+use crate::plan::{self, Plan, seccomp};
+use crate::spec::{Layout, MachineName, UserMode};
+use crate::supervisor::console::{AttachEnd, Mode, attach};
+use crate::supervisor::control::{self, Answer, Request};
+use crate::supervisor::enter::{Rights, Target};
+use crate::supervisor::state::{self, State};
+use crate::supervisor::{self, Job, MachineError, seal};
+use crate::sys::process::{self, Clone as CloneHow, Fork};
+use crate::{cgroup, config, host};
+
+/// Loads, checks and plans a machine.
+fn prepare(layout: &Layout, name: &str) -> Result<Job, Failure> {
+    let loaded = config::load(layout, name)?;
+    let facts = host::probe().map_err(|e| Failure::call("cannot look at this host", &e))?;
+    let plan = plan::build(&loaded.spec, &facts, layout).map_err(|e| Failure::plan(loaded.spec.name.as_str(), &e))?;
+    let definition = Some(std::path::absolute(&loaded.definition).unwrap_or(loaded.definition));
+    if loaded.spec.users.mode == UserMode::Host {
+        output::warn(&format!("machine '{}' has no user namespace: its root is root of this host", plan.name));
+        if facts.privileged {
+            seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
+        }
+    }
+    Ok(Job {
+        layout: layout.clone(),
+        plan,
+        facts,
+        definition,
+        console: Mode::Detached,
+        on_chown: |done| {
+            if done.is_multiple_of(1000) {
+                chown_progress(done);
+            }
+        },
+        report: None,
+    })
+}
+
+/// One line that counts files, where somebody watches.
+fn chown_progress(done: u64) {
+    use indicatif::{ProgressBar, ProgressStyle};
+    use std::sync::OnceLock;
+    static BAR: OnceLock<ProgressBar> = OnceLock::new();
+    let bar = BAR.get_or_init(|| {
+        let style = ProgressStyle::with_template("{spinner} giving files to the machine's ids: {pos} done, {per_sec}");
+        ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+    });
+    bar.set_position(done);
+}
+
+fn cannot_start(plan: &Plan) -> String {
+    format!("cannot start machine '{}'", plan.name)
+}
+
+/// `machinist run`
+pub(super) fn run(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Failure> {
+    let mut job = prepare(layout, &args.name)?;
+    job.console = match args.console {
+        None => Mode::of_stdio(),
+        Some(ConsoleMode::Interactive) if !std::io::stdin().is_terminal() => {
+            return Err(Failure::usage("`--console interactive` needs a terminal on standard input"));
+        }
+        Some(ConsoleMode::Interactive) => Mode::Interactive,
+        Some(ConsoleMode::ReadOnly) => Mode::ReadOnly,
+        Some(ConsoleMode::Pipe) => Mode::Pipe,
+    };
+    let name = job.plan.name.clone();
+    let doing = cannot_start(&job.plan);
+    let talk = !quiet && job.console == Mode::Interactive;
+    say(!talk, &format!("Starting machine '{name}'. Press ^] three times within 1s to stop it."));
+    let exit = supervisor::run(job).map_err(|e| Failure::machine(&doing, &e))?;
+    if exit.killed {
+        output::warn(&format!("machine '{name}' did not stop in time and was killed"));
+    } else {
+        say(!talk, &format!("Machine '{name}' has ended."));
+    }
+    Ok(exit.status)
+}
+
+/// `machinist start`
+pub(super) fn start(layout: &Layout, args: &StartArguments, quiet: bool) -> Result<u8, Failure> {
+    each(&args.names, |name| start_one(layout, name, args.no_wait, quiet))
+}
+
+/// Starts a background supervisor and waits for its word.
+fn start_one(layout: &Layout, name: &str, no_wait: bool, quiet: bool) -> Result<(), Failure> {
+    let mut job = prepare(layout, name)?;
+    let doing = cannot_start(&job.plan);
+    let call = |e: &crate::sys::Error| Failure::call(doing.clone(), e);
+    let (ours, theirs) = crate::sys::socket::pair().map_err(|e| call(&e))?;
+    if no_wait {
+        job.plan.exec.ready = crate::spec::Ready::Started;
+    }
+    let name = job.plan.name.clone();
+    match process::clone3(CloneHow::default()).map_err(|e| call(&e))? {
+        Fork::Child => {
+            drop(ours);
+            background(job, &doing, theirs)
+        }
+        Fork::Parent(..) => drop(theirs),
+    }
+    let spinner = Spinner::new(quiet, format!("starting machine '{name}'"));
+    let mut buffer = vec![0; 16 << 10];
+    let received = crate::sys::socket::receive(&ours, &mut buffer).map_err(|e| call(&e))?;
+    spinner.clear();
+    match buffer.get(..received.len) {
+        Some(b"ready") => {
+            say(quiet, &format!("Machine '{name}' is running."));
+            Ok(())
+        }
+        Some([]) | None => Err(Failure::new(doing)
+            .hint(format!("its supervisor ended without a word; `machinist logs {name}` may tell why"))),
+        Some(failure) => Err(Failure::from_wire(failure)),
+    }
+}
+
+/// Becomes the background supervisor: own session, no terminal, and a word to whoever waits.
+fn background(mut job: Job, doing: &str, report: OwnedFd) -> ! {
+    let wire = report.try_clone();
+    let detached = nix::unistd::setsid().is_ok() && to_dev_null();
+    let failure = if detached {
+        job.report = Some(report);
+        let name = job.plan.name.clone();
+        match supervisor::run(job) {
+            Ok(exit) => Some(Failure::new(doing).hint(format!(
+                "it ended with status {} before it was ready; see `machinist logs {name}`",
+                exit.status
+            ))),
+            Err(e) => Some(Failure::machine(doing, &e)),
+        }
+    } else {
+        Some(Failure::new(doing).hint("cannot leave the terminal"))
+    };
+    if let (Some(failure), Ok(wire)) = (failure, wire) {
+        // Read only while `start` waits; later it goes nowhere.
+        let _ = crate::sys::socket::send(&wire, &failure.to_wire(), &[]);
+    }
+    process::exit_now(0)
+}
+
+fn to_dev_null() -> bool {
+    let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") else { return false };
+    rustix::stdio::dup2_stdin(&null).is_ok()
+        && rustix::stdio::dup2_stdout(&null).is_ok()
+        && rustix::stdio::dup2_stderr(&null).is_ok()
+}
+
+/// A spinner on a terminal, nothing elsewhere.
+struct Spinner(Option<indicatif::ProgressBar>);
+
+impl Spinner {
+    fn new(quiet: bool, text: String) -> Self {
+        if quiet || !std::io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let bar = indicatif::ProgressBar::new_spinner().with_message(text);
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(Some(bar))
+    }
+
+    fn clear(self) {
+        if let Some(bar) = self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Does `work` for every name and fails at the end if any failed; all but the last failure are printed at once.
+pub(super) fn each(names: &[String], mut work: impl FnMut(&str) -> Result<(), Failure>) -> Result<u8, Failure> {
+    let mut last = None;
+    for name in names {
+        if let Err(failure) = work(name) {
+            if let Some(earlier) = last.replace(failure) {
+                output::report(&earlier);
+            }
+        }
+    }
+    last.map_or(Ok(status::OK), Err)
+}
+
+/// The state of a machine that must be running.
+fn running(layout: &Layout, name: &str) -> Result<(MachineName, State), Failure> {
+    let name = machine_name(name)?;
+    let state =
+        state::read(layout, &name).map_err(|e| Failure::call(format!("cannot look at machine '{name}'"), &e))?;
+    match state {
+        Some(state) => Ok((name, state)),
+        None => Err(Failure::new(format!("machine '{name}' is not running"))),
+    }
+}
+
+/// Sends a request and waits for the last answer to it.
+fn ask(
+    layout: &Layout,
+    name: &MachineName,
+    request: &Request,
+    text: String,
+    quiet: bool,
+) -> Result<Option<Answer>, Failure> {
+    let failed = |e: &crate::sys::Error| Failure::call(format!("cannot reach the supervisor of machine '{name}'"), e);
+    let connection = control::ask(layout, name, request).map_err(|e| failed(&e))?;
+    let spinner = Spinner::new(quiet, text);
+    let mut last = None;
+    while let Some(answer) = control::receive::<Answer>(&connection).map_err(|e| failed(&e))? {
+        let over = !matches!(answer, Answer::Accepted);
+        last = Some(answer);
+        if over {
+            break;
+        }
+    }
+    spinner.clear();
+    Ok(last)
+}
+
+/// `machinist stop`
+pub(super) fn stop(layout: &Layout, args: &StopArguments, quiet: bool) -> Result<u8, Failure> {
+    each(&args.names, |name| {
+        let (name, _) = running(layout, name)?;
+        let request = Request::Stop { timeout: args.timeout };
+        match ask(layout, &name, &request, format!("stopping machine '{name}'"), quiet)? {
+            Some(Answer::Ended { killed: true, .. }) => {
+                output::warn(&format!("machine '{name}' did not stop in time and was killed"));
+            }
+            Some(Answer::Refused(why)) => return Err(Failure::new(format!("cannot stop machine '{name}': {why}"))),
+            Some(Answer::Rebooted) => return Err(Failure::new(format!("machine '{name}' was rebooted instead"))),
+            Some(Answer::Ended { .. } | Answer::Accepted) | None => {}
+        }
+        say(quiet, &format!("Machine '{name}' has ended."));
+        Ok(())
+    })
+}
+
+/// `machinist reboot`
+pub(super) fn reboot(layout: &Layout, name: &str, quiet: bool) -> Result<(), Failure> {
+    let (name, _) = running(layout, name)?;
+    match ask(layout, &name, &Request::Reboot, format!("rebooting machine '{name}'"), quiet)? {
+        Some(Answer::Rebooted) => {
+            say(quiet, &format!("Machine '{name}' has been rebooted."));
+            Ok(())
+        }
+        Some(Answer::Refused(why)) => Err(Failure::new(format!("cannot reboot machine '{name}': {why}"))),
+        _ => Err(Failure::new(format!("machine '{name}' ended instead of rebooting"))),
+    }
+}
+
+/// Reads a signal's number or name, with or without `SIG`, real-time ones as `RTMIN+4`.
+pub(super) fn parse_signal(text: &str) -> Result<i32, String> {
+    let upper = text.to_ascii_uppercase();
+    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(offset) = bare.strip_prefix("RTMIN") {
+        let offset = if offset.is_empty() { Some(0) } else { offset.strip_prefix('+').and_then(|o| o.parse().ok()) };
+        return match offset {
+            Some(n) if (0..=libc::SIGRTMAX() - libc::SIGRTMIN()).contains(&n) => Ok(libc::SIGRTMIN() + n),
+            _ => Err(format!("there is no signal '{text}'")),
+        };
+    }
+    if let Ok(number) = bare.parse::<i32>() {
+        return if (1..=libc::SIGRTMAX()).contains(&number) {
+            Ok(number)
+        } else {
+            Err(format!("there is no signal {number}"))
+        };
+    }
+    let signal = format!("SIG{bare}").parse::<nix::sys::signal::Signal>();
+    signal.map(|s| s as i32).map_err(|_| format!("there is no signal '{text}'"))
+}
+
+/// `machinist kill`
+pub(super) fn kill(layout: &Layout, name: &str, signal: i32, leader: bool) -> Result<(), Failure> {
+    let (name, state) = running(layout, name)?;
+    let result = if leader {
+        state.open_leader().and_then(|fd| process::pidfd_send_signal(fd, signal))
+    } else if signal == libc::SIGKILL {
+        cgroup::kill_payload(&state.cgroup)
+    } else {
+        cgroup::signal_payload(&state.cgroup, signal)
+    };
+    result.map_err(|e| Failure::call(format!("cannot signal machine '{name}'"), &e))
+}
+
+/// `machinist freeze` and `thaw`
+pub(super) fn freeze(layout: &Layout, name: &str, frozen: bool) -> Result<(), Failure> {
+    let (name, state) = running(layout, name)?;
+    let verb = if frozen { "freeze" } else { "thaw" };
+    cgroup::freeze(&state.cgroup, frozen).map_err(|e| Failure::call(format!("cannot {verb} machine '{name}'"), &e))
+}
+
+/// `machinist reap`
+pub(super) fn reap(layout: &Layout, name: &str, quiet: bool) -> Result<(), Failure> {
+    let name = machine_name(name)?;
+    let facts = host::probe().map_err(|e| Failure::call("cannot look at this host", &e))?;
+    let found = match supervisor::reap(layout, &facts, &name) {
+        Ok(found) => found,
+        Err(MachineError::AlreadyRunning(_)) => {
+            return Err(
+                Failure::new(format!("machine '{name}' is running")).hint(format!("`machinist stop {name}` ends it"))
+            );
+        }
+        Err(e) => return Err(Failure::machine(&format!("cannot clear machine '{name}' away"), &e)),
+    };
+    say(
+        quiet,
+        &if found {
+            format!("Machine '{name}' has been cleared away.")
+        } else {
+            format!("Nothing is left of machine '{name}'.")
+        },
+    );
+    Ok(())
+}
+
+/// `machinist console`
+pub(super) fn console(layout: &Layout, name: &str, read_only: bool) -> Result<u8, Failure> {
+    let (name, _) = running(layout, name)?;
+    let mode = if read_only { Mode::ReadOnly } else { Mode::of_stdio() };
+    let failed = |e: &crate::sys::Error| Failure::call(format!("cannot attach to machine '{name}'"), e);
+    let connection = control::ask(layout, &name, &Request::Console).map_err(|e| failed(&e))?;
+    match attach(connection, name.as_str(), mode).map_err(|e| failed(&e))? {
+        AttachEnd::Signal(number) => Ok(u8::try_from(128 + number).unwrap_or(255)),
+        AttachEnd::Left | AttachEnd::Closed(_) | AttachEnd::LocalGone => Ok(status::OK),
+    }
+}
+
+/// Enters a running machine.
+fn enter<T>(
+    layout: &Layout,
+    name: &str,
+    work: impl FnOnce(&Target<'_>) -> Result<T, crate::supervisor::enter::EnterError>,
+) -> Result<T, Failure> {
+    let (name, state) = running(layout, name)?;
+    if state.ids.is_none() {
+        seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
+    }
+    let leader = state.open_leader().map_err(|e| Failure::call(format!("cannot enter machine '{name}'"), &e))?;
+    let rights = Rights {
+        capabilities: state.capabilities,
+        filter: seccomp::compile(&state.seccomp, state.capabilities).into_iter().map(Into::into).collect(),
+        no_new_privileges: state.no_new_privileges,
+    };
+    let payload = state.cgroup.join("payload");
+    let target = Target {
+        leader: leader.as_fd(),
+        cgroup: &payload,
+        rights: &rights,
+        user_namespace: state.ids.is_some(),
+        network_namespace: state.private_network,
+        time_namespace: state.own_clock,
+    };
+    work(&target).map_err(|e| Failure::enter(&e))
+}
+
+/// `machinist exec`
+pub(super) fn exec(layout: &Layout, args: ExecArguments) -> Result<u8, Failure> {
+    let wanted = ExecArgs {
+        argv: args.command,
+        user: args.user,
+        environment: key_values(&args.env)?,
+        directory: args.directory,
+        timeout: args.timeout,
+        tty: args.tty,
+    };
+    enter(layout, &args.name, |target| face::exec(target, wanted))
+}
+
+/// `machinist shell`
+pub(super) fn shell(layout: &Layout, target: &str, env: &[String], argv: Vec<String>) -> Result<u8, Failure> {
+    let (user, name) = face::split_user(target);
+    let wanted = ShellArgs { argv, user: user.map(str::to_owned), environment: key_values(env)?, directory: None };
+    enter(layout, name, |target| face::shell(target, wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_read_by_name_and_number() {
+        for (text, number) in
+            [("9", 9), ("SIGTERM", 15), ("term", 15), ("RTMIN+4", libc::SIGRTMIN() + 4), ("SIGRTMIN", libc::SIGRTMIN())]
+        {
+            assert_eq!(parse_signal(text), Ok(number), "{text}");
+        }
+        for text in ["0", "99", "-1", "NOPE", "RTMIN+99", "RTMIN-1", ""] {
+            assert!(parse_signal(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! `plan` and `show`: what would be, without touching anything.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write};
+
+use super::config::{self as face, ShowError, ShowStyle};
+use super::output::{self, Failure, written};
+use crate::plan::{self, IdPlan, Plan, TreePlan, privileges, seccomp};
+use crate::spec::{InitKind, Layout, Ownership, Payload, Ready, Volatile};
+use crate::{config, host};
+
+/// `machinist show`
+pub(super) fn show(layout: &Layout, name: &str, origin: bool, json: bool) -> Result<u8, Failure> {
+    let style = match (origin, json) {
+        (false, false) => ShowStyle::Toml,
+        (false, true) => ShowStyle::Json,
+        (true, true) => ShowStyle::OriginJson,
+        (true, false) => {
+            let terminal = std::io::stdout().is_terminal();
+            let size = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok().filter(|s| s.ws_col > 0);
+            ShowStyle::Origin { width: size.map(|s| usize::from(s.ws_col)), color: terminal && output::color() }
+        }
+    };
+    let mut failed = None;
+    let status = written(|out| match face::show(layout, name, style, out) {
+        Ok(()) => Ok(()),
+        Err(ShowError::Write(e)) => Err(e),
+        Err(ShowError::Config(e)) => {
+            failed = Some(e);
+            Ok(())
+        }
+    })?;
+    failed.map_or(Ok(status), |e| Err(e.into()))
+}
+
+/// `machinist plan`
+pub(super) fn plan(layout: &Layout, name: &str, json: bool) -> Result<u8, Failure> {
+    let loaded = config::load(layout, name)?;
+    let facts = host::probe().map_err(|e| Failure::call("cannot look at this host", &e))?;
+    let plan = plan::build(&loaded.spec, &facts, layout).map_err(|e| Failure::plan(loaded.spec.name.as_str(), &e))?;
+    written(|out| if json { json_plan(&plan, out) } else { out.write_all(describe(&plan).as_bytes()) })
+}
+
+fn json_plan(plan: &Plan, out: &mut dyn Write) -> std::io::Result<()> {
+    let mut value = serde_json::to_value(plan).map_err(std::io::Error::other)?;
+    let filter = seccomp::describe(&plan.seccomp, plan.privileges.capabilities);
+    if let Some(object) = value.as_object_mut() {
+        object.insert("filter".into(), serde_json::to_value(filter).map_err(std::io::Error::other)?);
+    }
+    writeln!(out, "{value:#}")
+}
+
+/// The plan for people: one fact a line, mounts in their order.
+pub fn describe(plan: &Plan) -> String {
+    let mut text = String::new();
+    let mut line = |key: &str, value: &str| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{key:<13} {value}");
+    };
+    line("machine", plan.name.as_str());
+    let mut namespaces = vec!["mount", "pid", "uts", "ipc", "cgroup"];
+    let own = plan.namespaces;
+    namespaces
+        .extend([(own.user, "user"), (own.network, "network"), (own.time, "time")].iter().filter(|n| n.0).map(|n| n.1));
+    line("namespaces", &namespaces.join(" "));
+    line("ids", &describe_ids(plan));
+    line("root", &describe_root(plan));
+    for (index, op) in plan.mounts.iter().enumerate() {
+        line(if index == 0 { "mounts" } else { "" }, &op.describe());
+    }
+    line("capabilities", &privileges::names(plan.privileges.capabilities).join(" ").to_lowercase());
+    let filter = seccomp::describe(&plan.seccomp, plan.privileges.capabilities);
+    let mut words = vec![format!("{} system calls allowed", filter.allowed)];
+    if !filter.added.is_empty() {
+        words.push(format!("added {}", filter.added.join(" ")));
+    }
+    if !filter.denied.is_empty() {
+        words.push(format!("denied {}", filter.denied.join(" ")));
+    }
+    if plan.privileges.no_new_privileges {
+        words.push("no new privileges".into());
+    }
+    line("filter", &words.join(", "));
+    line("cgroup", &format!("{}{}/payload", plan.cgroup.mount.display(), plan.cgroup.group));
+    line("console", &describe_console(plan));
+    line("exec", &describe_exec(plan));
+    for (index, (key, value)) in plan.exec.environment.iter().enumerate() {
+        line(if index == 0 { "environment" } else { "" }, &output::clean(&format!("{key}={value}")));
+    }
+    for note in &plan.notes {
+        line("note", note);
+    }
+    text
+}
+
+fn describe_ids(plan: &Plan) -> String {
+    let owned = match plan.ownership {
+        Ownership::Auto | Ownership::Map => "files mapped, not changed",
+        Ownership::Chown => "files given to them once (chown)",
+        Ownership::Off => "files already theirs",
+    };
+    match plan.ids {
+        IdPlan::Host => "those of the host".to_owned(),
+        IdPlan::Identity => "0..65536 of the host, in a user namespace".to_owned(),
+        IdPlan::Picked => format!("a range of 65536, picked at the first start and kept; {owned}"),
+        IdPlan::Fixed(range) => {
+            format!("{}..{} of the host; {owned}", range.shift, u64::from(range.shift) + u64::from(range.size))
+        }
+    }
+}
+
+fn describe_root(plan: &Plan) -> String {
+    let mut text = match &plan.root.source {
+        TreePlan::Directory(path) => format!("directory '{}'", path.display()),
+        TreePlan::Overlay(overlay) => format!("overlay of {}", overlay.describe()),
+    };
+    match plan.root.volatile {
+        Volatile::No if plan.root.read_only => text.push_str(", read-only"),
+        Volatile::No => {}
+        Volatile::State => text.push_str(", read-only, /var forgotten at stop"),
+        Volatile::Yes => text.push_str(", only /usr, read-only; all else forgotten at stop"),
+    }
+    text
+}
+
+fn describe_console(plan: &Plan) -> String {
+    if plan.console.log {
+        format!("/dev/console, kept in console.log ({} at most, twice)", output::size(plan.console.log_size))
+    } else {
+        "/dev/console, not kept".to_owned()
+    }
+}
+
+fn describe_exec(plan: &Plan) -> String {
+    let exec = &plan.exec;
+    let args = |args: &[String]| args.iter().map(|a| format!(" {a}")).collect::<String>();
+    let what = match &exec.payload {
+        Payload::Auto { args: list } => format!("the tree's own init{}", args(list)),
+        Payload::Kind { init, args: list } => format!("the tree's {}{}", init.as_str(), args(list)),
+        Payload::Path { init, args: list } => format!("{init}{}", args(list)),
+        Payload::Command { argv } => format!("{} under a stub PID 1", argv.join(" ")),
+    };
+    let ready = match exec.ready {
+        Ready::Auto => format!("ready when a {} says so or any other init has begun", InitKind::Systemd.as_str()),
+        Ready::Notify => "ready when PID 1 says so".to_owned(),
+        Ready::Started => "ready at once".to_owned(),
+    };
+    let stop = exec.stop_timeout.map_or("for ever".to_owned(), output::age);
+    output::clean(&format!("{what} as '{}', {ready}, stop waits {stop}", exec.hostname))
+}
