@@ -31,36 +31,18 @@ pub enum AttachEnd {
 ///
 /// Signals that end a program end this function, and the terminal is restored before it returns.
 pub fn attach(socket: OwnedFd, machine: &str, mode: Mode) -> Result<AttachEnd> {
-    let local = Local::open(mode, rustix::stdio::stdin(), rustix::stdio::stdout())?;
-    attach_local(socket, machine, local)
+    attach_local(socket, machine, || Local::open(mode, rustix::stdio::stdin(), rustix::stdio::stdout()))
 }
 
-/// Same for a given caller's side.
-pub(super) fn attach_local(socket: OwnedFd, machine: &str, mut local: Local) -> Result<AttachEnd> {
+/// Same for another caller's side, which `open` makes raw only when no signal can kill us any more.
+pub(super) fn attach_local(socket: OwnedFd, machine: &str, open: impl FnOnce() -> Result<Local>) -> Result<AttachEnd> {
     let mask = SigSet::thread_get_mask().call(|| "sigprocmask".into())?;
     let signals =
         process::signal_fd(&[Signal::SIGWINCH, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT])?;
-    rustix::io::ioctl_fionbio(&socket, true).call(|| "ioctl(console connection, FIONBIO)".into())?;
-    if local.is_terminal() {
-        let leave = if local.mode() == Mode::Interactive { " Press ^] three times within 1s to leave." } else { "" };
-        let header = format!("Connected to machine '{machine}'.{leave}\r\n");
-        if local.write(header.as_bytes()).is_err() {
-            return Ok(AttachEnd::LocalGone);
-        }
-    }
-    let mut client = Client { socket, signals, local, outgoing: VecDeque::new(), buffer: Box::new([0; BUFFER]) };
-    let end = client.run();
+    // The terminal is restored in there, before a signal can act again.
+    let end = Client::watch(socket, signals, machine, open);
     mask.thread_set_mask().call(|| "sigprocmask(restore)".into())?;
-    let end = end?;
-    if client.local.is_terminal() && end != AttachEnd::LocalGone {
-        let reason = match &end {
-            AttachEnd::Closed(reason) => format!(": {reason}"),
-            _ => String::new(),
-        };
-        let _ = client.local.write(format!("\x1b[0m\r\nDisconnected from machine '{machine}'{reason}.\r\n").as_bytes());
-    }
-    let _ = client.local.flush_all(Duration::from_secs(5));
-    Ok(end)
+    end
 }
 
 struct Client {
@@ -75,7 +57,38 @@ struct Client {
 /// Most bytes of input in one message.
 const PIECE: usize = 4096;
 
+const LEAVE_HINT: &str = " Press ^] three times within 1s to leave.";
+
 impl Client {
+    fn watch(
+        socket: OwnedFd,
+        signals: SignalFd,
+        machine: &str,
+        open: impl FnOnce() -> Result<Local>,
+    ) -> Result<AttachEnd> {
+        rustix::io::ioctl_fionbio(&socket, true).call(|| "ioctl(console connection, FIONBIO)".into())?;
+        let local = open()?;
+        let mut client = Self { socket, signals, local, outgoing: VecDeque::new(), buffer: Box::new([0; BUFFER]) };
+        let leave = if client.local.mode() == Mode::Interactive { LEAVE_HINT } else { "" };
+        client.remark(&format!("Connected to machine '{machine}'.{leave}\r\n"));
+        let end = client.run()?;
+        let reason = match &end {
+            AttachEnd::Closed(reason) => format!(": {reason}"),
+            _ => String::new(),
+        };
+        client.remark(&format!("\x1b[0m\r\nDisconnected from machine '{machine}'{reason}.\r\n"));
+        let _ = client.local.flush_all(Duration::from_secs(5));
+        Ok(end)
+    }
+
+    /// Says something of our own, which must not get between the bytes of a pipe.
+    fn remark(&mut self, text: &str) {
+        if self.local.is_terminal() {
+            // A terminal that is gone is noticed with the machine's own output.
+            let _ = self.local.write(text.as_bytes());
+        }
+    }
+
     fn run(&mut self) -> Result<AttachEnd> {
         self.send_winsize()?;
         loop {

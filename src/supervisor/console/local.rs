@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::termios::{Winsize, isatty};
 
 use super::terminal::{Escape, Terminal, winsize};
-use super::{Mode, poll_once};
+use super::{Mode, give_back, poll_once};
 use crate::sys::{Context, Result};
 
 /// What one read of standard input gave.
@@ -119,7 +119,7 @@ impl Local {
 
 impl Drop for Local {
     fn drop(&mut self) {
-        if self.mode == Mode::Interactive && self.stdout.last.is_some() && !self.is_behind() {
+        if self.mode == Mode::Interactive && self.is_terminal() && self.stdout.last.is_some() && !self.is_behind() {
             // The machine may have left colours on or the cursor hidden.
             let _ = self.stdout.write(b"\x1b[0m\x1b[?25h");
             if self.stdout.last != Some(b'\n') {
@@ -165,6 +165,7 @@ impl Sink {
             }
             self.pending.drain(..written);
         }
+        give_back(&mut self.pending);
         Ok(())
     }
 

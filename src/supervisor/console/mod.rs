@@ -114,6 +114,8 @@ pub struct Console {
 
 impl Console {
     /// Takes the master of the machine's console and, as `mode` says, our standard input and output.
+    ///
+    /// Signals that end the process must be blocked by now, or one could leave the terminal raw.
     pub fn open(master: OwnedFd, mode: Mode, log: Option<LogFile>) -> Result<Self> {
         let local = match mode {
             Mode::Detached => None,
@@ -149,6 +151,7 @@ impl Console {
         self.slave = Some(hold_slave(&master)?);
         self.master = master;
         self.input.clear();
+        self.typist = Typist::default();
         self.resize_to_terminal()
     }
 
@@ -413,6 +416,7 @@ impl Console {
                 Err(_) => self.input.clear(),
             }
         }
+        give_back(&mut self.input);
     }
 }
 
@@ -429,6 +433,13 @@ fn hold_slave(master: &OwnedFd) -> Result<OwnedFd> {
     rustix::io::ioctl_fionbio(master, true).call(|| "ioctl(console, FIONBIO)".into())?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     ioctl_tiocgptpeer(master, flags).call(|| "ioctl(console, TIOCGPTPEER)".into())
+}
+
+/// Frees what a burst made an empty queue take.
+fn give_back(queue: &mut VecDeque<u8>) {
+    if queue.is_empty() && queue.capacity() > 4096 {
+        *queue = VecDeque::new();
+    }
 }
 
 /// Waits until one of `fds` is ready; false when `timeout` passed first.
