@@ -240,7 +240,6 @@ impl Console {
             let Taken::Bytes(len) = self.take_output() else { break };
             taken += len;
             self.fan_out(len);
-            self.flush_local(patience);
         }
         if self.newlines.take_held() {
             self.write_local(b"\r");

@@ -58,15 +58,12 @@ fn print_files(dir: &Path, lines: Option<usize>, follow: bool, printer: &mut Pri
     loop {
         printer.flush()?;
         wait_for_change(watch.as_fd())?;
+        // Once there is a new file the old one no longer grows, so reading it after this look misses nothing.
+        let named = open_existing(dir_fd.as_fd(), CURRENT)?;
         if let Some(file) = &current {
             printer.copy(file)?;
         }
-        let named = open_existing(dir_fd.as_fd(), CURRENT)?;
         if let Some(file) = named.filter(|new| !current.as_ref().is_some_and(|old| is_same_file(old, new))) {
-            // The old one was rotated away after we last read it.
-            if let Some(file) = &current {
-                printer.copy(file)?;
-            }
             printer.copy(&file)?;
             current = Some(file);
         }

@@ -93,6 +93,7 @@ fn end_with_pending(signal: Signal, hang_up: bool) -> (AttachEnd, Vec<(u8, Vec<u
     let client = std::thread::spawn(client);
     let mut seen = Vec::new();
     while seen.len() < 2
+        && poll_once(&[(ours.as_fd(), PollFlags::POLLIN)], Some(PATIENCE))
         && let Some(message) = message(&ours)
     {
         seen.push(message);

@@ -95,3 +95,23 @@ fn a_raw_terminal_gets_the_bytes_of_a_pipe_as_they_are() {
     });
     assert_eq!(seen.split_last(), Some((&0x04, &all[..])));
 }
+
+#[test]
+fn a_carriage_return_at_the_end_of_a_piece_waits_for_the_next() {
+    let undo = |pieces: &[&str]| {
+        let mut newlines = Newlines::default();
+        let mut text = Vec::new();
+        for piece in pieces {
+            let mut data = piece.as_bytes().to_vec();
+            let (before, kept) = newlines.undo(&mut data);
+            text.extend(before.then_some(b'\r'));
+            text.extend(&data[..kept]);
+        }
+        (String::from_utf8(text).unwrap(), newlines.take_held())
+    };
+    assert_eq!(undo(&["a\r\nb\r\r\nc\rd"]), ("a\nb\r\nc\rd".into(), false));
+    assert_eq!(undo(&["a\r", "\nb"]), ("a\nb".into(), false));
+    assert_eq!(undo(&["a\r", "b"]), ("a\rb".into(), false));
+    assert_eq!(undo(&["a\r", "\r", "", "\n"]), ("a\r\n".into(), false));
+    assert_eq!(undo(&["a\r"]), ("a".into(), true));
+}
