@@ -230,7 +230,7 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         ownership: spec.users.ownership,
         root,
         mounts,
-        privileges: privileges::plan(&spec.security, namespaces, facts.capabilities),
+        privileges: privileges::plan(&spec.security, namespaces, available(namespaces, facts)),
         seccomp,
         cgroup: CgroupPlan { mount: cgroup.mount.clone(), group: format!("{parent}/{}", cgroup_name(&spec.name)) },
         console: spec.console,
@@ -244,6 +244,11 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         },
         notes: notes(spec, facts, namespaces),
     })
+}
+
+/// Capabilities that can be given: a new user namespace begins with all, the host's own are bounded.
+fn available(namespaces: Namespaces, facts: &HostFacts) -> u64 {
+    if namespaces.user { u64::MAX } else { facts.capabilities }
 }
 
 fn plan_root(spec: &MachineSpec, layout: &Layout) -> RootPlan {
@@ -326,7 +331,7 @@ fn notes(spec: &MachineSpec, facts: &HostFacts, namespaces: Namespaces) -> Vec<S
     if !facts.privileged {
         notes.push("this process is not root on the host; starting the machine needs root".to_owned());
     }
-    let missing = privileges::wanted(&spec.security, namespaces) & !facts.capabilities;
+    let missing = privileges::wanted(&spec.security, namespaces) & !available(namespaces, facts);
     if missing != 0 {
         notes.push(format!("this host cannot give: {}", privileges::names(missing).join(", ")));
     }

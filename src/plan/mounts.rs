@@ -44,6 +44,13 @@ pub enum MountOp {
         /// Device nodes on it work.
         devices: bool,
     },
+    /// A tmpfs made last and from inside, so that the machine may unmount it.
+    Unlocked {
+        /// Where.
+        target: &'static str,
+        /// Mode of its root directory.
+        mode: u32,
+    },
     /// The machine's console on `/dev/console`.
     Console,
     /// Makes these unreadable: each is covered by an empty file or directory without permissions.
@@ -191,13 +198,22 @@ pub(super) fn plan(spec: &MachineSpec, namespaces: Namespaces, layout: &Layout) 
         MountOp::Console,
         MountOp::Api { fs: ApiFs::Mqueue, target: "dev/mqueue" },
         tree("dev/shm", 0o1777, false, Vec::new()),
-        tree("tmp", 0o1777, true, Vec::new()),
+        tmp(spec),
     ]);
     if spec.network == NetworkMode::Host {
         ops.push(MountOp::Resolver);
     }
     ops.extend(requested(spec, layout));
     ops
+}
+
+/// `/tmp`: made from inside unless the file mounts something below it, which must come later.
+fn tmp(spec: &MachineSpec) -> MountOp {
+    let mut targets = spec.binds.iter().map(|b| &b.target).chain(spec.tmpfs.iter().map(|t| &t.target));
+    if targets.any(|t| t.is_at_or_below("/tmp")) || spec.overlays.iter().any(|o| o.target.is_at_or_below("/tmp")) {
+        return tree("tmp", 0o1777, true, Vec::new());
+    }
+    MountOp::Unlocked { target: "tmp", mode: 0o1777 }
 }
 
 /// What the file asks for: parents before children, else in the file's order; tmpfs and overlays before the
@@ -288,6 +304,7 @@ impl MountOp {
                 let ro = if *read_only { ", read-only" } else { "" };
                 format!("{:<10} /{target}, mode {mode:o}{ro}, {} entries", "tmpfs", entries.len())
             }
+            Self::Unlocked { target, mode } => format!("{:<10} /{target}, mode {mode:o}, from inside", "tmpfs"),
             Self::Console => format!("{:<10} /dev/console", "console"),
             Self::Mask { targets, .. } => format!("{:<10} {}", "mask", slashed(targets)),
             Self::ReadOnly { targets, except } => {

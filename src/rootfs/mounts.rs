@@ -94,6 +94,7 @@ impl Mounter<'_> {
                     let attributes = Attributes { nosuid: true, nodev: !devices, noexec: !exec, read_only: false };
                     self.tree(target, *mode, attributes, entries, *read_only, &mut done)?;
                 }
+                MountOp::Unlocked { target, .. } => self.interface_directory(target).map(drop)?,
                 MountOp::Console => self.console(api, &done)?,
                 MountOp::Mask { targets, directories } => mask(targets, *directories, &done)?,
                 MountOp::ReadOnly { targets, except } => read_only(targets, *except, &done)?,

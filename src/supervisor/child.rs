@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use super::handshake::{self, FromChild, FromOuter, ToInner};
 use super::stub;
 use crate::plan::Plan;
+use crate::plan::mounts::MountOp;
 use crate::rootfs::mounts::{ApiMounts, Mounter, Texts, attach_root, enter_root};
 use crate::rootfs::{Doing as _, Ids, LayerInput, MountedTree, StepError, build, init};
 use crate::spec::{IdMapEntry, IdRange, IdsOf, Payload};
@@ -33,7 +34,6 @@ pub(super) struct Setup<'a> {
     pub(super) notify: BorrowedFd<'a>,
     pub(super) run_dir: BorrowedFd<'a>,
     pub(super) environment: &'a [(String, String)],
-    pub(super) host_capabilities: u64,
     pub(super) layer_fds: bool,
     pub(super) tmpfs_idmap: bool,
     pub(super) console: super::console::Mode,
@@ -292,6 +292,7 @@ fn become_leader(
     let root = root.doing(|| "cannot enter the root".into())?;
     mount::set_propagation(&root, true, Propagation::Shared)
         .doing(|| "cannot share mounts inside the machine".into())?;
+    mount_unlocked(plan)?;
     setup.step("inner:entered");
     nix::unistd::sethostname(&plan.exec.hostname)
         .call(|| "sethostname".into())
@@ -313,6 +314,20 @@ fn become_leader(
     setup.step("inner:limited");
     let cause = process::exec(&program.path, &program.argv, &program.environment);
     Err(Some(StepError { doing: "cannot execute the machine's init".into(), cause: Some(cause), hint: None }))
+}
+
+/// Mounts what the machine may unmount again: systemd unmounts `/tmp` when it stops.
+fn mount_unlocked(plan: &Plan) -> Result<(), StepError> {
+    for op in &plan.mounts {
+        if let MountOp::Unlocked { target, mode } = op {
+            let doing = || format!("cannot mount '/{target}'");
+            let mode = format!("{mode:o}");
+            let attributes = Attributes { nosuid: true, nodev: true, ..Attributes::default() };
+            let tree = mount::create("tmpfs", &[mount::Option::Text("mode", &mode)], attributes).doing(doing)?;
+            mount::attach_at(&tree, rustix::fs::CWD, target).doing(doing)?;
+        }
+    }
+    Ok(())
 }
 
 fn expect<T: PartialEq>(got: sys::Result<Option<(T, Vec<OwnedFd>)>>, wanted: &T) -> Result<(), Option<StepError>> {
@@ -438,8 +453,8 @@ pub(super) fn limit(setup: &Setup<'_>) -> Result<(), StepError> {
     // The filter needs CAP_SYS_ADMIN to be loaded, and may forbid capset afterwards.
     if keep & CAP_SYS_ADMIN == 0 {
         process::load_filter(setup.filter).doing(doing)?;
-        return process::limit_capabilities(keep, setup.host_capabilities).doing(doing);
+        return process::limit_capabilities(keep).doing(doing);
     }
-    process::limit_capabilities(keep, setup.host_capabilities).doing(doing)?;
+    process::limit_capabilities(keep).doing(doing)?;
     process::load_filter(setup.filter).doing(doing)
 }

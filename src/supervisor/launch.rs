@@ -82,7 +82,6 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
         notify: notify.as_fd(),
         run_dir: prepared.run_dir.fd(),
         environment: &environment,
-        host_capabilities: job.facts.capabilities,
         layer_fds: job.facts.overlay_layer_fds(),
         tmpfs_idmap: job.facts.kernel >= (6, 3),
         console: job.console,

@@ -53,9 +53,14 @@ pub(super) struct Running {
 struct Stopping {
     request: Request,
     deadline: Option<Instant>,
+    /// When to ask (again); `None` once the init has been asked.
+    ask_at: Option<Instant>,
     command: Option<enter::Running>,
     killed: bool,
 }
+
+/// How long to wait before an init that could not be asked is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A machine that has ended, with everything it held.
 #[derive(Debug)]
@@ -122,7 +127,10 @@ impl Running {
             self.callers.retain(Option::is_some);
             match process::wait_pidfd(&self.leader, false) {
                 Ok(Some(ended)) => break ended,
-                Ok(None) => self.enforce_deadline(),
+                Ok(None) => {
+                    self.ask_init();
+                    self.enforce_deadline();
+                }
                 Err(_) => break ProcessEnded::Killed(Signal::SIGKILL as i32),
             }
         };
@@ -176,8 +184,9 @@ impl Running {
 
     fn timeout(&self) -> PollTimeout {
         let idle = (!self.trimmed).then_some(Duration::from_millis(500));
-        let deadline = self.stop.as_ref().and_then(|s| s.deadline).map(|d| d.saturating_duration_since(Instant::now()));
-        match idle.into_iter().chain(deadline).min() {
+        let stop = self.stop.iter().flat_map(|s| [s.deadline, s.ask_at]).flatten();
+        let stop = stop.map(|at| at.saturating_duration_since(Instant::now()));
+        match idle.into_iter().chain(stop).min() {
             Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
         }
@@ -232,6 +241,10 @@ impl Running {
         if let Some(report) = self.prepared.report.take() {
             // Nobody there to hear it is no failure of the machine.
             let _ = rustix::io::write(&report, b"ready");
+        }
+        for connection in self.prepared.wait_for_boot.drain(..) {
+            // Whoever went away does not need it.
+            let _ = control::send(&connection, &Answer::Rebooted);
         }
         tell_service_manager(&format!("READY=1\nSTATUS=Machine running.\nX_NSPAWN_LEADER_PID={}", self.state.leader));
     }
@@ -303,15 +316,32 @@ impl Running {
         self.state.phase = Phase::Stopping;
         self.save();
         tell_service_manager("STOPPING=1");
-        let command = match stop::way(self.state.init_kind, request) {
-            Way::Signal(signal) => {
-                // Ended already: the loop is about to see it.
-                let _ = process::pidfd_send_signal(&self.leader, signal);
-                None
-            }
-            Way::Command(argv) => self.start_command(argv),
+        let ask_at = Some(Instant::now());
+        self.stop = Some(Stopping { request, deadline, ask_at, command: None, killed: false });
+        self.ask_init();
+    }
+
+    /// Asks the init, or notes when to try again: one that has just begun does not listen yet.
+    fn ask_init(&mut self) {
+        let now = Instant::now();
+        let Some(request) = self.stop.as_ref().filter(|s| s.ask_at.is_some_and(|at| at <= now)).map(|s| s.request)
+        else {
+            return;
         };
-        self.stop = Some(Stopping { request, deadline, command, killed: false });
+        let (asked, command) = match stop::way(self.state.init_kind, request) {
+            Way::Signal(signal) => {
+                let listens = super::state::takes_signal(self.state.leader, signal);
+                (listens && process::pidfd_send_signal(&self.leader, signal).is_ok(), None)
+            }
+            Way::Command(argv) => {
+                let command = self.start_command(argv);
+                (command.is_some(), command)
+            }
+        };
+        if let Some(stop) = &mut self.stop {
+            stop.command = command;
+            stop.ask_at = (!asked).then(|| now + ASK_AGAIN);
+        }
     }
 
     fn start_command(&self, argv: &[&str]) -> Option<enter::Running> {
@@ -345,11 +375,14 @@ impl Running {
 
     fn step_stop_command(&mut self) {
         let Some(stop) = &mut self.stop else { return };
-        if let Some(command) = &mut stop.command
-            && !matches!(command.step(), Ok(None))
-        {
-            stop.command = None;
+        let Some(command) = &mut stop.command else { return };
+        match command.step() {
+            Ok(None) => return,
+            Ok(Some(outcome)) if outcome.exit_status() == 0 => {}
+            // Its socket or FIFO is not there yet.
+            Ok(Some(_)) | Err(_) => stop.ask_at = Some(Instant::now() + ASK_AGAIN),
         }
+        stop.command = None;
     }
 
     fn enforce_deadline(&mut self) {
@@ -387,22 +420,14 @@ impl Running {
         if let Some(console) = &mut self.prepared.console {
             console.drain(Duration::from_millis(500));
         }
-        let mut ended = Ended { prepared: self.prepared, waiting: self.waiting, exit: Exit { status, reboot, killed } };
-        if ended.exit.reboot {
-            ended.answer(&Answer::Rebooted);
+        if reboot {
+            self.prepared.wait_for_boot.append(&mut self.waiting);
         }
-        ended
+        Ended { prepared: self.prepared, waiting: self.waiting, exit: Exit { status, reboot, killed } }
     }
 }
 
 impl Ended {
-    fn answer(&mut self, answer: &Answer) {
-        for connection in self.waiting.drain(..) {
-            // Whoever went away does not need it.
-            let _ = control::send(&connection, answer);
-        }
-    }
-
     /// Gives everything back and tells those who wait.
     pub(super) fn finish(mut self) -> Result<(), MachineError> {
         let waiting = std::mem::take(&mut self.waiting);

@@ -34,6 +34,8 @@ pub struct Prepared {
     /// Kept over reboots.
     pub(super) console: Option<console::Console>,
     pub(super) report: Option<OwnedFd>,
+    /// Connections that wait for a reboot to be over.
+    pub(super) wait_for_boot: Vec<OwnedFd>,
 }
 
 /// Takes locks, the id range, directories, sockets and the control group.
@@ -53,9 +55,19 @@ pub fn prepare(mut job: Job) -> Result<Prepared, MachineError> {
     };
     let report = job.report.take();
     match prepare_rest(&job, &run_dir) {
-        Ok((ids, held, overlays, filter, control, group)) => {
-            Ok(Prepared { job, run_dir, ids, held, overlays, filter, control, group, console: None, report })
-        }
+        Ok((ids, held, overlays, filter, control, group)) => Ok(Prepared {
+            job,
+            run_dir,
+            ids,
+            held,
+            overlays,
+            filter,
+            control,
+            group,
+            console: None,
+            report,
+            wait_for_boot: Vec::new(),
+        }),
         Err(error) => {
             // The first failure is what the user needs; a directory that stays is removed by the next start.
             let _ = run_dir.release();

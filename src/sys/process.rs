@@ -193,39 +193,26 @@ pub fn set_name(name: &CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
 }
 
-/// The capability bounding set as a mask, read from `/proc`-less prctl calls; bits above the kernel's last are 0.
-pub fn bounding_set() -> u64 {
-    let mut set = 0;
-    for bit in 0..64u64 {
-        // SAFETY: takes a number; answers -1 above the last capability.
-        match unsafe { libc::prctl(libc::PR_CAPBSET_READ, bit, 0, 0, 0) } {
-            0 => {}
-            1 => set |= 1 << bit,
-            _ => break,
-        }
-    }
-    set
-}
-
 /// The effective capabilities of this process as a mask.
 pub fn effective_set() -> Result<u64> {
     rustix::thread::capabilities(None).call(|| "capget".into()).map(|sets| sets.effective.bits())
 }
 
 /// Sets all five capability sets: bounding, permitted and effective become `keep`, the others empty.
-///
-/// Bits we lack ourselves stay off. `present` is the bounding set as it is now.
-pub fn limit_capabilities(keep: u64, present: u64) -> Result<()> {
-    limit_bounding_set(keep, present)?;
-    set_capabilities(keep & present)
+pub fn limit_capabilities(keep: u64) -> Result<()> {
+    limit_bounding_set(keep)?;
+    set_capabilities(keep)
 }
 
-/// Takes everything but `keep` out of the bounding set, which is `present` as it is now.
-pub fn limit_bounding_set(keep: u64, present: u64) -> Result<()> {
-    for bit in 0..64u64 {
-        if present & !keep & (1 << bit) != 0 {
-            prctl(libc::PR_CAPBSET_DROP, bit, "PR_CAPBSET_DROP")?;
-        }
+/// Takes everything but `keep` out of the bounding set, every capability that the kernel knows.
+///
+/// A new user namespace begins with all of them, whatever its maker's bounding set was.
+pub fn limit_bounding_set(keep: u64) -> Result<()> {
+    for bit in (0..64u64).filter(|bit| keep & (1 << bit) == 0) {
+        match prctl(libc::PR_CAPBSET_DROP, bit, "PR_CAPBSET_DROP") {
+            Err(e) if e.errno == Errno::EINVAL => break,
+            other => other?,
+        };
     }
     Ok(())
 }

@@ -131,17 +131,16 @@ fn namespaces(target: &Target<'_>) -> u64 {
 
 /// Becomes the user with the machine's rights; `as_user` runs when the ids are the user's and no filter is loaded.
 fn limit(rights: &Rights, user: &User, as_user: impl FnOnce() -> sys::Result<()>) -> Outcome<()> {
-    let present = process::bounding_set();
-    process::limit_bounding_set(rights.capabilities, present).map_err(enter_error)?;
+    process::limit_bounding_set(rights.capabilities).map_err(enter_error)?;
     process::keep_capabilities().map_err(enter_error)?;
     process::become_user(user.uid, user.gid, &user.groups).map_err(enter_error)?;
     as_user().map_err(|e| EnterError::Streams(e.into()))?;
     process::join_new_keyring().map_err(enter_error)?;
+    let keep = if user.uid == 0 { rights.capabilities } else { 0 };
     if !rights.filter.is_empty() {
-        process::set_capabilities(CAP_SYS_ADMIN).map_err(enter_error)?;
+        process::set_capabilities(keep | CAP_SYS_ADMIN).map_err(enter_error)?;
         process::load_filter(&rights.filter).map_err(enter_error)?;
     }
-    let keep = if user.uid == 0 { rights.capabilities & present } else { 0 };
     process::set_capabilities(keep).map_err(enter_error)?;
     if rights.no_new_privileges {
         process::set_no_new_privileges().map_err(enter_error)?;
