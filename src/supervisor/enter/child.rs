@@ -13,7 +13,7 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags};
 
 use super::streams::{Ends, Streams};
 use super::users::{self, User, UserProblem};
-use super::{Cause, Command, EnterError, Report, Rights, Stdio, Target};
+use super::{Cause, Command, EnterError, Report, Rights, Shown, Stdio, Target};
 use crate::sys::path::RootFd;
 use crate::sys::process::{self, Clone, Fork, ns};
 use crate::sys::{self, Context, Errno, Error, socket};
@@ -43,12 +43,12 @@ pub(super) fn check(command: &Command) -> Outcome<()> {
     let texts = command.argv.iter().chain(&command.directory).chain(command.environment.iter().map(|(_, v)| v));
     for text in texts {
         if text.contains('\0') {
-            return Err(EnterError::Request(format!("'{}' contains a zero byte", text.escape_debug())));
+            return Err(EnterError::Request(format!("'{}' contains a zero byte", Shown(text))));
         }
     }
     for (name, _) in &command.environment {
         if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(EnterError::Request(format!("'{}' is no name of a variable", name.escape_debug())));
+            return Err(EnterError::Request(format!("'{}' is no name of a variable", Shown(name))));
         }
     }
     match command.argv.first().map(String::as_str) {
@@ -138,6 +138,7 @@ fn limit(rights: &Rights, user: &User, as_user: impl FnOnce() -> sys::Result<()>
     process::join_new_keyring().map_err(enter_error)?;
     let keep = if user.uid == 0 { rights.capabilities } else { 0 };
     if !rights.filter.is_empty() {
+        // Changing the user emptied the effective set.
         process::set_capabilities(keep | CAP_SYS_ADMIN).map_err(enter_error)?;
         process::load_filter(&rights.filter).map_err(enter_error)?;
     }
@@ -151,7 +152,7 @@ fn limit(rights: &Rights, user: &User, as_user: impl FnOnce() -> sys::Result<()>
 /// Goes to the working directory with the user's rights, and makes sure that it is inside the root.
 fn change_directory(root: &RootFd, command: &Command, user: &User) -> Outcome<()> {
     let go = |path: &str| -> sys::Result<()> {
-        let dir = root.open_inside(path, OFlags::PATH | OFlags::DIRECTORY)?;
+        let dir = root.open_inside(path.trim_start_matches('/'), OFlags::PATH | OFlags::DIRECTORY)?;
         rustix::process::fchdir(dir).call(|| format!("fchdir('{path}')"))?;
         let name = rustix::process::getcwd(Vec::new()).call(|| format!("getcwd in '{path}'"))?;
         // The kernel answers "(unreachable)" and more for one outside.

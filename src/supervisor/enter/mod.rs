@@ -59,7 +59,7 @@ pub struct Target<'a> {
 /// What a machine's processes may do.
 #[derive(Debug, Clone)]
 pub struct Rights {
-    /// Mask of the capabilities it may have.
+    /// Mask of the capabilities it may have; without a user namespace, at most those of the host.
     pub capabilities: u64,
     /// Its system call filter; empty means none.
     pub filter: Vec<FilterInsn>,
@@ -135,7 +135,7 @@ impl From<sys::Error> for Cause {
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.call.escape_debug(), Errno::from_raw(self.errno).desc())
+        write!(f, "{}: {}", Shown(&self.call), Errno::from_raw(self.errno).desc())
     }
 }
 
@@ -181,7 +181,7 @@ impl fmt::Display for EnterError {
             Self::Enter(cause) => write!(f, "cannot enter the machine: {cause}"),
             Self::Directory(cause) => write!(f, "cannot use the working directory: {cause}"),
             Self::Streams(cause) => write!(f, "cannot connect standard input and output: {cause}"),
-            Self::NotFound(program) => write!(f, "no program '{}' in the machine", program.escape_debug()),
+            Self::NotFound(program) => write!(f, "no program '{}' in the machine", Shown(program)),
             Self::NotExecutable(cause) => write!(f, "cannot execute the command: {cause}"),
             Self::Lost => f.write_str("the process that entered the machine was killed"),
         }
@@ -189,6 +189,18 @@ impl fmt::Display for EnterError {
 }
 
 impl std::error::Error for EnterError {}
+
+/// Text that came from elsewhere, without anything a terminal would act on.
+struct Shown<'a>(&'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| match c {
+            '\'' | '"' | '\\' => write!(f, "{c}"),
+            c => write!(f, "{}", c.escape_debug()),
+        })
+    }
+}
 
 /// What the children tell the caller, one message each.
 #[derive(Debug, Serialize, Deserialize)]

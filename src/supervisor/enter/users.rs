@@ -4,6 +4,7 @@
 //! skipped, sizes are limited and nothing falls back to root: a user that is not there is an error. No name
 //! service of the host or the machine is asked.
 
+use super::Shown;
 use crate::sys;
 use crate::sys::path::RootFd;
 
@@ -94,7 +95,7 @@ fn select(accounts: &[Account], groups: &[Group], wanted: Option<&str>) -> Resul
         Some(Id::Number(gid)) => Some(gid),
         Some(Id::Name(name)) => {
             let group = groups.iter().find(|g| g.name == name);
-            Some(group.ok_or_else(|| format!("no group '{}' in /etc/group", name.escape_debug()))?.gid)
+            Some(group.ok_or_else(|| format!("no group '{}' in /etc/group", Shown(name)))?.gid)
         }
     };
     let account = match (account, user, gid) {
@@ -104,7 +105,7 @@ fn select(accounts: &[Account], groups: &[Group], wanted: Option<&str>) -> Resul
         (None, Id::Number(uid), None) => {
             return Err(format!("no user {uid} in /etc/passwd, so its group must be given, as in '{uid}:{uid}'"));
         }
-        (None, Id::Name(name), _) => return Err(format!("no user '{}' in /etc/passwd", name.escape_debug())),
+        (None, Id::Name(name), _) => return Err(format!("no user '{}' in /etc/passwd", Shown(name))),
     };
     // A group that was asked for is the only one, as with other tools of this kind.
     let others = match gid {
@@ -144,7 +145,7 @@ fn id<'a>(part: &'a str, whole: &str) -> Result<Id<'a>, String> {
     }
     let looks_like_number = part.bytes().all(|b| b.is_ascii_digit());
     if looks_like_number || !is_name(part) {
-        return Err(format!("'{}' is not USER or USER:GROUP, each a name or a number", whole.escape_debug()));
+        return Err(format!("'{}' is not USER or USER:GROUP, each a name or a number", Shown(whole)));
     }
     Ok(Id::Name(part))
 }

@@ -1,0 +1,40 @@
+//! Running commands inside a machine, as root, on namespaces and a control group of the test's own making.
+//!
+//! One process with one thread, because cases fork; they run one after the other. `cargo test --test enter NAME`
+//! runs those whose name contains NAME. Nothing is skipped: without root every case fails.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a test program speaks to whoever runs it")]
+
+mod caller;
+mod commands;
+mod machine;
+mod rights;
+mod streams;
+
+use std::panic::catch_unwind;
+use std::process::ExitCode;
+
+/// A claim and the code that fails if it is wrong.
+type Case = (&'static str, fn());
+
+fn main() -> ExitCode {
+    if let Some(status) = caller::act() {
+        return ExitCode::from(status);
+    }
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let cases = commands::CASES.iter().chain(&rights::CASES).chain(&streams::CASES);
+    let cases: Vec<&Case> =
+        cases.filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w))).collect();
+    let failed: Vec<&str> = cases.iter().filter(|(name, case)| !passes(name, *case)).map(|(name, _)| *name).collect();
+    println!("\n{} passed, {} failed", cases.len() - failed.len(), failed.len());
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    ExitCode::from(u8::from(!failed.is_empty()))
+}
+
+fn passes(name: &str, case: fn()) -> bool {
+    let passed = catch_unwind(case).is_ok();
+    println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+    passed
+}
