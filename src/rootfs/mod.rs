@@ -93,6 +93,8 @@ pub struct HeldDirectory {
     pub path: PathBuf,
     /// The directory.
     pub fd: OwnedFd,
+    /// See [`HeldDirectory::keep_writable`].
+    busy: Option<OwnedFd>,
 }
 
 /// Whether a directory is written to.
@@ -116,7 +118,7 @@ impl HeldDirectory {
             Use::Write => FlockOperation::NonBlockingLockExclusive,
         };
         match rustix::fs::flock(&fd, operation) {
-            Ok(()) => Ok(Self { path: path.to_owned(), fd }),
+            Ok(()) => Ok(Self { path: path.to_owned(), fd, busy: None }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(StepError::refused(format!("{what} '{}' is in use by another machine", path.display())))
             }
@@ -126,6 +128,16 @@ impl HeldDirectory {
 }
 
 impl HeldDirectory {
+    /// Keeps the machine from making the directory's whole file system read-only.
+    ///
+    /// Many inits end with `mount -o remount,ro /`. Without a user namespace that reaches the host's file
+    /// system, unless something on it is open for writing: here a file without a name.
+    fn keep_writable(&mut self) {
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        // A file system without such files, or one that is read-only already, cannot be kept.
+        self.busy = rustix::fs::openat(&self.fd, ".", flags, Mode::from_raw_mode(0o600)).ok();
+    }
+
     /// A detached copy of the directory's mount.
     ///
     /// Made by the supervisor: only whoever is in the mount namespace that a descriptor came from may copy it.
@@ -169,11 +181,15 @@ pub enum HeldTree {
 
 impl HeldTree {
     /// Opens and locks what the root needs, making the directories for writes.
-    pub fn acquire_root(root: &RootPlan) -> Result<Self, StepError> {
+    pub fn acquire_root(root: &RootPlan, user_namespace: bool) -> Result<Self, StepError> {
         match &root.source {
             TreePlan::Directory(path) => {
                 let how = if root.read_only { Use::Read } else { Use::Write };
-                HeldDirectory::acquire(path, how, "the tree").map(Self::Directory)
+                let mut held = HeldDirectory::acquire(path, how, "the tree")?;
+                if !user_namespace {
+                    held.keep_writable();
+                }
+                Ok(Self::Directory(held))
             }
             TreePlan::Overlay(overlay) => Self::acquire_overlay(overlay),
         }

@@ -16,7 +16,7 @@ use crate::plan::Plan;
 use crate::plan::mounts::MountOp;
 use crate::rootfs::mounts::{ApiMounts, Mounter, Texts, attach_root, enter_root};
 use crate::rootfs::{Doing as _, Ids, LayerInput, MountedTree, StepError, build, init};
-use crate::spec::{IdMapEntry, IdRange, IdsOf, Payload};
+use crate::spec::{IdMapEntry, IdRange, IdsOf, InitKind, Payload};
 use crate::sys::mount::{self, Attributes, Propagation};
 use crate::sys::process::{self, Clone, FilterInsn, Fork, ns};
 use crate::sys::{self, Context as _, Errno, Error};
@@ -126,7 +126,7 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     setup.step("outer:entered");
     let (path, kind) = init.map_or((None, None), |i| (Some(i.path), i.kind));
     let talk = || "cannot talk to the inner child".to_owned();
-    handshake::send(&ours, &FromOuter::Entered(path.clone()), &[]).doing(talk)?;
+    handshake::send(&ours, &FromOuter::Entered(path.clone(), kind), &[]).doing(talk)?;
     let ready = FromChild::Ready { leader: leader.as_raw(), init: path, kind };
     handshake::send(to_supervisor, &ready, &[master.as_fd(), api.console.as_fd()])
         .doing(|| "cannot talk to the supervisor".into())
@@ -279,7 +279,7 @@ fn become_leader(
     }
     let console = make_api(setup, from_outer)?;
     setup.step("inner:api");
-    let Some((FromOuter::Entered(init), _)) =
+    let Some((FromOuter::Entered(init, kind), _)) =
         handshake::receive(from_outer).doing(|| "cannot hear the outer child".into())?
     else {
         return Err(None);
@@ -303,7 +303,7 @@ fn become_leader(
     rustix::process::umask(Mode::from_raw_mode(0o022));
     expect(handshake::receive(supervisor), &ToInner::Go)?;
     setup.step("inner:go");
-    let program = Program::new(setup, init)?;
+    let program = Program::new(setup, init, kind)?;
     reset_limits().doing(|| "cannot reset the resource limits".into())?;
     process::reset_signals().doing(|| "cannot reset signals".into())?;
     process::close_from_on_exec(3).doing(|| "cannot close descriptors".into())?;
@@ -389,8 +389,10 @@ fn create_api(setup: &Setup<'_>, sysfs: bool) -> sys::Result<(ApiMounts, OwnedFd
     Ok((ApiMounts { proc, sysfs, mqueue, cgroup, devpts, console }, master))
 }
 
+/// Begins a session with the console as standard streams, but not as its controlling terminal: an init gives
+/// that to its getty, which in a user namespace may not take it from PID 1.
 fn take_console(console: &OwnedFd) -> sys::Result<()> {
-    process::take_terminal(console)?;
+    nix::unistd::setsid().call(|| "setsid".into())?;
     rustix::stdio::dup2_stdin(console).call(|| "dup2".into())?;
     rustix::stdio::dup2_stdout(console).call(|| "dup2".into())?;
     rustix::stdio::dup2_stderr(console).call(|| "dup2".into())
@@ -404,7 +406,7 @@ pub(super) struct Program {
 }
 
 impl Program {
-    fn new(setup: &Setup<'_>, init: Option<String>) -> Result<Self, StepError> {
+    fn new(setup: &Setup<'_>, init: Option<String>, kind: Option<InitKind>) -> Result<Self, StepError> {
         let doing = || "cannot prepare the machine's init".to_owned();
         let (path, args) = match &setup.plan.exec.payload {
             Payload::Command { argv } => (argv.first().cloned().unwrap_or_default(), argv.get(1..).unwrap_or_default()),
@@ -414,7 +416,12 @@ impl Program {
         };
         let argv =
             std::iter::once(&path).chain(args).map(|a| process::c_string(a.as_str())).collect::<sys::Result<_>>();
-        let list = setup.environment.iter();
+        // finit ends by exit(0) for reboot and poweroff alike in every container it knows.
+        let unknown = kind == Some(InitKind::Finit);
+        let list = setup.environment.iter().map(|(key, value)| match key.as_str() {
+            "container" if unknown => (key, "machinist"),
+            _ => (key, value.as_str()),
+        });
         let environment = list.map(|(k, v)| process::c_string(format!("{k}={v}"))).collect::<sys::Result<_>>();
         Ok(Self {
             argv: argv.doing(doing)?,

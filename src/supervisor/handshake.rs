@@ -72,8 +72,8 @@ pub enum FromChild {
 pub enum FromOuter {
     /// Your ids are mapped.
     Mapped,
-    /// The root is complete and is your root; execute this init.
-    Entered(Option<String>),
+    /// The root is complete and is your root; execute this init, of this kind.
+    Entered(Option<String>, Option<InitKind>),
 }
 
 /// From the supervisor to the inner child.

@@ -53,14 +53,18 @@ pub(super) struct Running {
 struct Stopping {
     request: Request,
     deadline: Option<Instant>,
-    /// When to ask (again); `None` once the init has been asked.
+    /// When to ask (again).
     ask_at: Option<Instant>,
     command: Option<enter::Running>,
     killed: bool,
 }
 
 /// How long to wait before an init that could not be asked is asked again.
-const ASK_AGAIN: Duration = Duration::from_millis(50);
+const NOT_LISTENING: Duration = Duration::from_millis(50);
+
+/// How long to wait before one that has been asked is asked again: runit and finit lose what comes in their
+/// first second, and no init minds.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A machine that has ended, with everything it held.
 #[derive(Debug)]
@@ -184,7 +188,8 @@ impl Running {
 
     fn timeout(&self) -> PollTimeout {
         let idle = (!self.trimmed).then_some(Duration::from_millis(500));
-        let stop = self.stop.iter().flat_map(|s| [s.deadline, s.ask_at]).flatten();
+        let asking = |s: &Stopping| s.ask_at.filter(|_| s.command.is_none() && !s.killed);
+        let stop = self.stop.iter().flat_map(|s| [s.deadline, asking(s)]).flatten();
         let stop = stop.map(|at| at.saturating_duration_since(Instant::now()));
         match idle.into_iter().chain(stop).min() {
             Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
@@ -340,7 +345,7 @@ impl Running {
         };
         if let Some(stop) = &mut self.stop {
             stop.command = command;
-            stop.ask_at = (!asked).then(|| now + ASK_AGAIN);
+            stop.ask_at = Some(now + if asked { ASK_AGAIN } else { NOT_LISTENING });
         }
     }
 
@@ -380,7 +385,7 @@ impl Running {
             Ok(None) => return,
             Ok(Some(outcome)) if outcome.exit_status() == 0 => {}
             // Its socket or FIFO is not there yet.
-            Ok(Some(_)) | Err(_) => stop.ask_at = Some(Instant::now() + ASK_AGAIN),
+            Ok(Some(_)) | Err(_) => stop.ask_at = Some(Instant::now() + NOT_LISTENING),
         }
         stop.command = None;
     }

@@ -85,7 +85,7 @@ fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     }
     let state_dir = job.layout.state_dir(&plan.name);
     make_private_dir(&state_dir).doing(|| "cannot make the machine's state directory".into())?;
-    let held = HeldTree::acquire_root(&plan.root)?;
+    let held = HeldTree::acquire_root(&plan.root, plan.namespaces.user)?;
     let mut overlays = Vec::new();
     for op in &plan.mounts {
         if let MountOp::Overlay { overlay, .. } = op {

@@ -75,8 +75,8 @@ fn reap(command: nix::unistd::Pid) {
 }
 
 fn execute(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) -> ! {
-    let ready = process::reset_signals().map_err(|cause| StepError {
-        doing: "cannot reset signals".into(),
+    let ready = process::reset_signals().and_then(|()| process::take_terminal(stdin())).map_err(|cause| StepError {
+        doing: "cannot prepare the command".into(),
         cause: Some(cause),
         hint: None,
     });
