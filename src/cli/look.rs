@@ -16,6 +16,7 @@ use super::{ListArguments, StatusArguments};
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::console::{Shown, print_log};
 use crate::supervisor::state::{self, State};
+use crate::sys::Errno;
 use crate::{cgroup, config};
 
 /// Parses a name given on the command line.
@@ -227,6 +228,8 @@ pub(super) fn logs(layout: &Layout, name: &str, follow: bool, lines: Option<usiz
     let shown = if std::io::stdout().is_terminal() { Shown::Safe } else { Shown::Raw };
     match print_log(&dir, lines, follow, shown, &mut std::io::stdout().lock()) {
         Ok(()) => Ok(status::OK),
+        Err(e) if e.errno == Errno::ENOENT => Err(Failure::new(format!("there is no console log of machine '{name}'"))
+            .hint("`machinist list --all` shows which machines there are")),
         Err(e) => Err(Failure::call(format!("cannot show the console log of machine '{name}'"), &e)),
     }
 }

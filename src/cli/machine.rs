@@ -131,10 +131,11 @@ fn background(mut job: Job, doing: &str, report: OwnedFd) -> ! {
         job.report = Some(report);
         let name = job.plan.name.clone();
         match supervisor::run(job) {
-            Ok(exit) => Some(Failure::new(doing).hint(format!(
-                "it ended with status {} before it was ready; see `machinist logs {name}`",
-                exit.status
-            ))),
+            Ok(exit) => Some(
+                Failure::new(doing)
+                    .cause(format!("it ended with status {} before it was ready", exit.status))
+                    .hint(format!("`machinist logs {name}` shows what it said")),
+            ),
             Err(e) => Some(Failure::machine(doing, &e)),
         }
     } else {

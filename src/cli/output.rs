@@ -43,6 +43,11 @@ impl Failure {
         self
     }
 
+    pub(crate) fn cause(mut self, cause: impl Into<String>) -> Self {
+        self.causes.push(cause.into());
+        self
+    }
+
     /// The failure as a background supervisor sends it to `start`.
     pub(crate) fn to_wire(&self) -> Vec<u8> {
         serde_json::to_vec(&(self.status, &self.message, &self.causes, &self.hint)).unwrap_or_default()
@@ -89,7 +94,12 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self { status: status::BAD_CONFIG, rendered: true, ..Self::new(error.render(color())) }
+        let status = match error {
+            // What was typed is no name: nothing was looked for.
+            ConfigError::Name(_) => status::USAGE,
+            _ => status::BAD_CONFIG,
+        };
+        Self { status, rendered: true, ..Self::new(error.render(color())) }
     }
 }
 

@@ -127,6 +127,18 @@ pub fn check_os_release(root: &RootFd) -> Result<(), StepError> {
         .hint("is the path right? To boot it nevertheless set `boot.check-os-release = false`"))
 }
 
+/// Refuses a tree whose `/etc` leads out of it: inside it would lead nowhere, and every program would miss it.
+pub fn check_etc(root: &RootFd) -> Result<(), StepError> {
+    let Ok(to) = rustix::fs::readlinkat(root, "etc", Vec::new()) else { return Ok(()) };
+    if root.open_inside("etc", OFlags::PATH | OFlags::DIRECTORY).is_ok() {
+        return Ok(());
+    }
+    Err(StepError::refused(format!(
+        "'/etc' of the tree is a symlink to '{}', which is not in it",
+        to.to_string_lossy()
+    )))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -200,13 +200,10 @@ impl HeldTree {
         let lower = overlay.lower.iter().map(|path| HeldDirectory::acquire(path, Use::Read, "the layer"));
         let lower: Vec<_> = lower.collect::<Result<_, _>>()?;
         let upper = match &overlay.upper {
-            Some(UpperPlan::Directory(path)) => Some(acquire_upper(path)?),
+            Some(UpperPlan::Directory(path)) => Some(acquire_upper(path, &lower)?),
             Some(UpperPlan::Memory) | None => None,
         };
         let memory = overlay.upper == Some(UpperPlan::Memory);
-        if let Some(upper) = &upper {
-            refuse_same_directory(upper, &lower)?;
-        }
         Ok(Self::Overlay { lower, upper, memory })
     }
 
@@ -223,11 +220,12 @@ impl HeldTree {
     }
 }
 
-fn acquire_upper(path: &Path) -> Result<HeldDirectory, StepError> {
+fn acquire_upper(path: &Path, lower: &[HeldDirectory]) -> Result<HeldDirectory, StepError> {
     let doing = || format!("cannot make the place for writes '{}'", path.display());
     if let Err(e) = std::fs::create_dir_all(path) {
         return Err(e).call(|| format!("mkdir('{}')", path.display())).doing(doing);
     }
+    refuse_unfit_upper(path, lower)?;
     let held = HeldDirectory::acquire(path, Use::Write, "the place for writes")?;
     for name in ["upper", "work"] {
         match rustix::fs::mkdirat(&held.fd, name, Mode::from_raw_mode(0o755)) {
@@ -238,27 +236,53 @@ fn acquire_upper(path: &Path) -> Result<HeldDirectory, StepError> {
     Ok(held)
 }
 
-/// The kernel takes a layer that is its own upper under another name and gives undefined results.
-fn refuse_same_directory(upper: &HeldDirectory, lower: &[HeldDirectory]) -> Result<(), StepError> {
-    let identity = |fd: &OwnedFd, name: &str| {
-        let stat = if name.is_empty() {
-            rustix::fs::fstat(fd)
-        } else {
-            rustix::fs::statat(fd, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
-        };
-        stat.ok().map(|s| (s.st_dev, s.st_ino))
-    };
-    let writes = [identity(&upper.fd, ""), identity(&upper.fd, "upper"), identity(&upper.fd, "work")];
+/// Refuses what the kernel answers with a bare EINVAL, or takes and gives undefined results for: an upper on an
+/// overlay, and one that is a layer, holds one or lies in one, whatever names lead there.
+fn refuse_unfit_upper(path: &Path, lower: &[HeldDirectory]) -> Result<(), StepError> {
+    let doing = || format!("cannot look at the place for writes '{}'", path.display());
+    let upper = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let upper = upper.call(|| format!("open('{}')", path.display())).doing(doing)?;
+    if is_overlay(&upper) {
+        return Err(StepError::refused(format!("the place for writes '{}' is itself on overlayfs", path.display()))
+            .hint("put it on ext4, xfs or btrfs, or set `upper = \"ephemeral\"`"));
+    }
+    let above_upper = line_of(&upper).doing(doing)?;
     for layer in lower {
-        if writes.contains(&identity(&layer.fd, "")) {
-            return Err(StepError::refused(format!(
-                "the layer '{}' is also the place for writes '{}'",
-                layer.path.display(),
-                upper.path.display()
-            )));
-        }
+        let above_layer = line_of(&layer.fd).doing(doing)?;
+        // The host's own root holds every directory, which the kernel copes with.
+        let is_host_root = above_layer.len() == 1;
+        let what = match (above_upper.first(), above_layer.first()) {
+            (upper, layer) if upper == layer => "are the same directory",
+            (Some(upper), _) if above_layer.contains(upper) => "lie one in the other",
+            (_, Some(layer)) if above_upper.contains(layer) && !is_host_root => "lie one in the other",
+            _ => continue,
+        };
+        let (writes, layer) = (path.display(), layer.path.display());
+        return Err(StepError::refused(format!("the place for writes '{writes}' and the layer '{layer}' {what}"))
+            .hint("give `upper` a directory of its own outside of every layer"));
     }
     Ok(())
+}
+
+/// What identifies a directory and each one above it, itself first.
+fn line_of(dir: &OwnedFd) -> sys::Result<Vec<(u64, u64)>> {
+    let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).call(|| "fstat".into()).map(|s| (s.st_dev, s.st_ino));
+    let mut line = vec![identity(dir)?];
+    let mut at = dir.try_clone().call(|| "dup".into())?;
+    loop {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        at = rustix::fs::openat(&at, "..", flags, Mode::empty()).call(|| "openat('..')".into())?;
+        let above = identity(&at)?;
+        // Only the root is its own parent.
+        if line.last() == Some(&above) {
+            return Ok(line);
+        }
+        line.push(above);
+    }
+}
+
+fn is_overlay(fd: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|s| s.f_type == libc::OVERLAYFS_SUPER_MAGIC)
 }
 
 /// How overlay is told its layers on this kernel.
@@ -337,7 +361,7 @@ pub fn overlay(
         LayerInput::Attached(at) => stack_attached(&layers, writes, at),
     };
     result.map_err(|cause| {
-        let hint = explain_overlay(upper, lower);
+        let hint = explain_overlay(lower);
         StepError { doing: format!("cannot stack {} layers as an overlay", lower.len()), cause: Some(cause), hint }
     })
 }
@@ -394,19 +418,8 @@ fn stack_attached(layers: &[&OwnedFd], writes: Option<&OwnedFd>, at: BorrowedFd<
 }
 
 /// Finds, after a failure, what the kernel's EINVAL meant.
-fn explain_overlay(upper: Option<&MountedDirectory<'_>>, lower: &[MountedDirectory<'_>]) -> Option<String> {
-    let is_overlay = |held: &MountedDirectory<'_>| {
-        rustix::fs::fstatfs(&held.tree).is_ok_and(|s| s.f_type == libc::OVERLAYFS_SUPER_MAGIC)
-    };
-    if let Some(held) = upper
-        && is_overlay(held)
-    {
-        return Some(format!(
-            "the place for writes '{}' is itself on overlayfs; put it on ext4, xfs or btrfs, or set `upper = \"ephemeral\"`",
-            held.path.display()
-        ));
-    }
-    let layer = lower.iter().find(|held| is_overlay(held))?;
+fn explain_overlay(lower: &[MountedDirectory<'_>]) -> Option<String> {
+    let layer = lower.iter().find(|layer| is_overlay(&layer.tree))?;
     Some(format!("the layer '{}' is itself on overlayfs, which cannot always be stacked again", layer.path.display()))
 }
 

@@ -295,8 +295,20 @@ impl Mounter<'_> {
     /// Attaches `tree` at a path the user named.
     fn place(&self, tree: &OwnedFd, target: &str, file: bool) -> Result<(), StepError> {
         let doing = || format!("cannot mount on '/{target}'");
-        let onto = self.root.mount_point(target, file, self.ids.shift).doing(doing)?;
+        let onto = self.mount_point(target, file).map_err(|e| StepError { doing: doing(), ..e })?;
         mount::attach(tree, &onto).doing(doing)
+    }
+
+    /// The place for a mount that the user asked for.
+    fn mount_point(&self, target: &str, file: bool) -> Result<OwnedFd, StepError> {
+        self.root.mount_point(target, file, self.ids.shift).map_err(|cause| {
+            let hint = match cause.errno {
+                Errno::ELOOP => Some("give the real path as `target`".to_owned()),
+                Errno::EROFS => Some(format!("make '/{target}' in the tree")),
+                _ => None,
+            };
+            StepError { doing: format!("cannot mount on '/{target}'"), cause: Some(cause), hint }
+        })
     }
 
     fn tmpfs(&self, tmpfs: &Tmpfs) -> Result<(), StepError> {
@@ -318,11 +330,16 @@ impl Mounter<'_> {
         let tree = match mount::copy_host_tree(&bind.source, bind.recursive) {
             Ok(tree) => tree,
             Err(e) if e.errno == Errno::ENOENT && bind.optional => return Ok(()),
-            Err(e) => return Err(e).doing(doing),
+            Err(cause) => {
+                let hint = (cause.errno == Errno::ENOENT)
+                    .then(|| "`optional = true` starts the machine without what is missing".to_owned());
+                return Err(StepError { doing: doing(), cause: Some(cause), hint });
+            }
         };
         let stat = rustix::fs::fstat(&tree).call(|| "fstat".into()).doing(doing)?;
         let directory = FileType::from_raw_mode(stat.st_mode).is_dir();
-        let onto = self.root.mount_point(bind.target.relative(), !directory, self.ids.shift).doing(doing)?;
+        let onto = self.mount_point(bind.target.relative(), !directory);
+        let onto = onto.map_err(|e| StepError { doing: doing(), ..e })?;
         self.map_bind(bind, &tree, &stat, &onto).map_err(|cause| {
             let hint = (cause.errno == Errno::EINVAL)
                 .then(|| "its file system cannot map ids; set `idmap = \"none\"` for this bind".to_owned());

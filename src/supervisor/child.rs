@@ -104,6 +104,7 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     let layers = if setup.layer_fds { LayerInput::Descriptors } else { LayerInput::Attached(setup.run_dir) };
     let root = attach_root(build(&plan.root, setup.tree, ids, layers)?)?;
     setup.step("outer:root");
+    init::check_etc(&root)?;
     if plan.root.check_os_release {
         init::check_os_release(&root)?;
     }

@@ -50,7 +50,7 @@ impl RootFd {
             match rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
                 // The kernel asks to try again when a rename raced with a lookup of "..".
                 Err(rustix::io::Errno::AGAIN) => {}
-                result => return result.call(|| format!("openat2('/{path}' in the tree)")),
+                result => return result.call(|| format!("openat2('/{}' in the tree)", path.trim_start_matches('/'))),
             }
         }
     }
