@@ -179,10 +179,10 @@ impl Spinner {
 pub(super) fn each(names: &[String], mut work: impl FnMut(&str) -> Result<(), Failure>) -> Result<u8, Failure> {
     let mut last = None;
     for name in names {
-        if let Err(failure) = work(name) {
-            if let Some(earlier) = last.replace(failure) {
-                output::report(&earlier);
-            }
+        if let Err(failure) = work(name)
+            && let Some(earlier) = last.replace(failure)
+        {
+            output::report(&earlier);
         }
     }
     last.map_or(Ok(status::OK), Err)

@@ -5,13 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::unistd::Pid;
 
-use super::MachineError;
 use super::child::{self, Setup};
 use super::console::{Console, Mode};
 use super::handshake::{self, FromChild, ToInner};
 use super::life::Running;
 use super::prepare::Prepared;
 use super::state::{Phase, State, start_time};
+use super::{Job, MachineError};
 use crate::plan::TreePlan;
 use crate::rootfs::mounts::Texts;
 use crate::rootfs::{Doing as _, StepError};
@@ -30,7 +30,7 @@ pub(super) struct Launched {
 }
 
 /// Makes the machine and executes its payload.
-pub(super) fn launch(mut prepared: Prepared) -> Result<Running, (MachineError, Prepared)> {
+pub(super) fn launch(mut prepared: Prepared) -> Result<Running, Box<(MachineError, Prepared)>> {
     die_at(&prepared, "supervisor:prepared");
     let result = make(&prepared).and_then(|launched| {
         die_at(&prepared, "supervisor:ready");
@@ -40,7 +40,7 @@ pub(super) fn launch(mut prepared: Prepared) -> Result<Running, (MachineError, P
     });
     match result {
         Ok(launched) => Ok(Running::new(prepared, launched.leader, launched.notify, launched.state)),
-        Err(error) => Err((error, prepared)),
+        Err(error) => Err(Box::new((error, prepared))),
     }
 }
 
@@ -61,12 +61,7 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
         Some(id) => id.uuid(),
         None => random_uuid()?,
     };
-    let mut environment = plan.exec.environment.clone();
-    environment.push(("container_uuid".into(), uuid.clone()));
-    if !environment.iter().any(|(key, _)| key == "TERM") {
-        let ours = (job.console == Mode::Interactive).then(|| std::env::var("TERM").ok()).flatten();
-        environment.push(("TERM".into(), ours.unwrap_or_else(|| "vt220".into())));
-    }
+    let environment = environment(job, &uuid);
     let texts = Texts { container_uuid: uuid, os_release: job.facts.os_release.clone(), boot_id: random_uuid()? };
     let wanted = std::env::var("MACHINIST_TEST_DIE_AT").ok();
     let tree = prepared.held.copy()?;
@@ -135,6 +130,17 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
         None if ended == Some(process::Ended::Exited(0)) => Err(MachineError::Vanished("inner child")),
         None => Err(MachineError::Vanished("outer child")),
     }
+}
+
+/// What the payload finds in its environment.
+fn environment(job: &Job, uuid: &str) -> Vec<(String, String)> {
+    let mut environment = job.plan.exec.environment.clone();
+    environment.push(("container_uuid".into(), uuid.to_owned()));
+    if !environment.iter().any(|(key, _)| key == "TERM") {
+        let ours = (job.console == Mode::Interactive).then(|| std::env::var("TERM").ok()).flatten();
+        environment.push(("TERM".into(), ours.unwrap_or_else(|| "vt220".into())));
+    }
+    environment
 }
 
 /// Does the host's part and lets the inner child go on; back when the payload has been executed.

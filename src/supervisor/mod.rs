@@ -131,7 +131,8 @@ pub fn run(job: Job) -> Result<Exit, MachineError> {
     loop {
         let running = match launch::launch(prepared) {
             Ok(running) => running,
-            Err((error, prepared)) => {
+            Err(failed) => {
+                let (error, prepared) = *failed;
                 return Err(match prepared.finish() {
                     Ok(()) | Err(_) => error,
                 });

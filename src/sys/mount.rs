@@ -142,7 +142,7 @@ pub fn add_attributes(mount: impl AsFd, recursive: bool, attributes: Attributes)
 pub fn map_ids(mount: impl AsFd, recursive: bool, userns: impl AsFd) -> Result<()> {
     let attr = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
-        userns_fd: userns.as_fd().as_raw_fd() as u64,
+        userns_fd: u64::from(userns.as_fd().as_raw_fd().cast_unsigned()),
         ..empty_attr()
     };
     set_attributes(mount.as_fd(), recursive, &attr, "MOUNT_ATTR_IDMAP")

@@ -69,7 +69,7 @@ pub fn clone3(how: Clone<'_>) -> Result<Fork> {
     }
     if let Some(cgroup) = how.cgroup {
         args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = cgroup.as_raw_fd() as u64;
+        args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
     }
     // SAFETY: `args` and `pidfd` outlive the call and the size is passed along; without CLONE_VM the child has
     // its own copy of the stack.
