@@ -21,10 +21,17 @@ fn main() -> ExitCode {
     if let Some(status) = caller::act() {
         return ExitCode::from(status);
     }
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let flags: Vec<String> = std::env::args().skip(1).collect();
+    let flag = |name: &str| flags.iter().any(|word| word == name);
     let cases = commands::CASES.iter().chain(&rights::CASES).chain(&streams::CASES);
-    let cases: Vec<&Case> =
-        cases.filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w))).collect();
+    if flag("--list") {
+        // The lists that cargo-nextest asks for; it then runs each case as a process of its own.
+        cases.filter(|_| !flag("--ignored")).for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let wanted: Vec<&String> = flags.iter().filter(|word| !word.starts_with('-')).collect();
+    let chosen = |name: &str| wanted.iter().any(|w| if flag("--exact") { name == *w } else { name.contains(*w) });
+    let cases: Vec<&Case> = cases.filter(|(name, _)| wanted.is_empty() || chosen(name)).collect();
     let failed: Vec<&str> = cases.iter().filter(|(name, case)| !passes(name, *case)).map(|(name, _)| *name).collect();
     println!("\n{} passed, {} failed", cases.len() - failed.len(), failed.len());
     for name in &failed {
