@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags};
 
 use crate::plan::CgroupPlan;
+use crate::sys::bpf::{self, CharDevice};
 use crate::sys::path::chown_at;
 use crate::sys::{Context as _, Errno, Error, Result};
 
@@ -99,6 +100,12 @@ impl MachineGroup {
         }
         let payload = open_payload(&dir, owner)?;
         Ok(Self { path: path.to_owned(), dir, payload })
+    }
+
+    /// Lets the payload of this boot use only these character devices.
+    pub fn allow_devices(&self, list: &[(u32, Option<u32>)]) -> Result<()> {
+        let list: Vec<CharDevice> = list.iter().map(|&(major, minor)| CharDevice { major, minor }).collect();
+        bpf::allow_only(&self.payload, &list)
     }
 
     /// Where the machine's group is on the host.

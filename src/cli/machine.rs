@@ -25,10 +25,11 @@ fn prepare(layout: &Layout, name: &str) -> Result<Job, Failure> {
     let plan = plan::build(&loaded.spec, &facts, layout).map_err(|e| Failure::plan(loaded.spec.name.as_str(), &e))?;
     let definition = Some(std::path::absolute(&loaded.definition).unwrap_or(loaded.definition));
     if loaded.spec.users.mode == UserMode::Host {
-        output::warn(&format!("machine '{}' has no user namespace: its root is root of this host", plan.name));
         if facts.privileged {
+            // Comes back only in a process that is sealed already.
             seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
         }
+        output::warn(&format!("machine '{}' has no user namespace: its root is root of this host", plan.name));
     }
     Ok(Job {
         layout: layout.clone(),

@@ -81,6 +81,9 @@ pub fn describe(plan: &Plan) -> String {
         words.push("no new privileges".into());
     }
     line("filter", &words.join(", "));
+    if plan.privileges.device_filter {
+        line("devices", "only those of /dev, by a filter on the control group");
+    }
     line("cgroup", &format!("{}{}/payload", plan.cgroup.mount.display(), plan.cgroup.group));
     line("console", &describe_console(plan));
     line("exec", &describe_exec(plan));

@@ -43,7 +43,23 @@ pub struct Privileges {
     pub capabilities: u64,
     /// Setuid programs have no effect.
     pub no_new_privileges: bool,
+    /// A filter on the control group lets only [`DEVICES`] be opened or made. With a user namespace the kernel
+    /// makes no device nodes anyway, and nodes of the tree have no effect.
+    pub device_filter: bool,
 }
+
+/// The character devices of a machine, by major and minor number: what `/dev` holds, and terminals.
+pub const DEVICES: [(u32, Option<u32>); 9] = [
+    (1, Some(3)),
+    (1, Some(5)),
+    (1, Some(7)),
+    (1, Some(8)),
+    (1, Some(9)),
+    (5, Some(0)),
+    (5, Some(1)),
+    (5, Some(2)),
+    (136, None),
+];
 
 fn serialize_names<S: serde::Serializer>(mask: &u64, s: S) -> Result<S::Ok, S::Error> {
     s.collect_seq(names(*mask))
@@ -79,7 +95,11 @@ pub fn wanted(security: &Security, namespaces: Namespaces) -> u64 {
 
 /// What the payload gets: what is wanted and can be had.
 pub(super) fn plan(security: &Security, namespaces: Namespaces, available: u64) -> Privileges {
-    Privileges { capabilities: wanted(security, namespaces) & available, no_new_privileges: security.no_new_privileges }
+    Privileges {
+        capabilities: wanted(security, namespaces) & available,
+        no_new_privileges: security.no_new_privileges,
+        device_filter: !namespaces.user,
+    }
 }
 
 #[cfg(test)]

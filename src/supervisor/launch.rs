@@ -13,6 +13,7 @@ use super::prepare::Prepared;
 use super::state::{Phase, State, start_time};
 use super::{Job, MachineError};
 use crate::plan::TreePlan;
+use crate::plan::privileges::DEVICES;
 use crate::rootfs::mounts::Texts;
 use crate::rootfs::{Doing as _, StepError};
 use crate::spec::{MachineId, Ownership};
@@ -160,6 +161,17 @@ fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineErro
                 Console::open(master, prepared.job.console, log).doing(|| "cannot open the console".into())?;
             prepared.console = Some(console);
         }
+    }
+    if prepared.job.plan.privileges.device_filter {
+        // Not earlier: the outer child makes nodes that the payload may not.
+        prepared.group.allow_devices(&DEVICES).map_err(|cause| {
+            let hint = "a machine without a user namespace needs CONFIG_CGROUP_BPF in the host's kernel".into();
+            StepError {
+                doing: "cannot limit the machine to its own devices".into(),
+                cause: Some(cause),
+                hint: Some(hint),
+            }
+        })?;
     }
     handshake::send(&launched.channel, &ToInner::Go, &[]).doing(talk)?;
     match handshake::receive::<FromChild>(&launched.channel).doing(talk)? {
