@@ -14,7 +14,7 @@ use crate::supervisor::console::{AttachEnd, Mode, attach};
 use crate::supervisor::control::{self, Answer, Request};
 use crate::supervisor::enter::{Rights, Target};
 use crate::supervisor::state::{self, State};
-use crate::supervisor::{self, Job, MachineError, seal};
+use crate::supervisor::{self, Job, MachineError, Prepared, seal};
 use crate::sys::process::{self, Clone as CloneHow, Fork};
 use crate::{cgroup, config, host};
 
@@ -37,17 +37,13 @@ fn prepare(layout: &Layout, name: &str) -> Result<Job, Failure> {
         facts,
         definition,
         console: Mode::Detached,
-        on_chown: |done| {
-            if done.is_multiple_of(1000) {
-                chown_progress(done);
-            }
-        },
-        report: None,
+        on_chown: chown_progress,
+        background: false,
     })
 }
 
 /// One line that counts files, where somebody watches.
-fn chown_progress(done: u64) {
+fn chown_progress(done: Option<u64>) {
     use indicatif::{ProgressBar, ProgressStyle};
     use std::sync::OnceLock;
     static BAR: OnceLock<ProgressBar> = OnceLock::new();
@@ -55,7 +51,11 @@ fn chown_progress(done: u64) {
         let style = ProgressStyle::with_template("{spinner} giving files to the machine's ids: {pos} done, {per_sec}");
         ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
     });
-    bar.set_position(done);
+    match done {
+        Some(done) if done.is_multiple_of(100) => bar.set_position(done),
+        Some(_) => {}
+        None => bar.finish_and_clear(),
+    }
 }
 
 fn cannot_start(plan: &Plan) -> String {
@@ -78,7 +78,7 @@ pub(super) fn run(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u
     let doing = cannot_start(&job.plan);
     let talk = !quiet && job.console == Mode::Interactive;
     say(!talk, &format!("Starting machine '{name}'. Press ^] three times within 1s to stop it."));
-    let exit = supervisor::run(job).map_err(|e| Failure::machine(&doing, &e))?;
+    let exit = supervisor::prepare(job).and_then(Prepared::run).map_err(|e| Failure::machine(&doing, &e))?;
     if exit.killed {
         output::warn(&format!("machine '{name}' did not stop in time and was killed"));
     } else {
@@ -97,18 +97,21 @@ fn start_one(layout: &Layout, name: &str, no_wait: bool, quiet: bool) -> Result<
     let mut job = prepare(layout, name)?;
     let doing = cannot_start(&job.plan);
     let call = |e: &crate::sys::Error| Failure::call(doing.clone(), e);
-    let (ours, theirs) = crate::sys::socket::pair().map_err(|e| call(&e))?;
     if no_wait {
         job.plan.exec.ready = crate::spec::Ready::Started;
     }
+    job.background = true;
     let name = job.plan.name.clone();
-    match process::clone3(CloneHow::default()).map_err(|e| call(&e))? {
-        Fork::Child => {
-            drop(ours);
-            background(job, &doing, theirs)
+    let prepared = supervisor::prepare(job).map_err(|e| Failure::machine(&doing, &e))?;
+    let ours = match go_to_background(prepared, &doing) {
+        Ok(ours) => ours,
+        Err(failed) => {
+            let (e, prepared) = *failed;
+            // The first failure is what the user needs.
+            let _ = prepared.abandon();
+            return Err(call(&e));
         }
-        Fork::Parent(..) => drop(theirs),
-    }
+    };
     let spinner = Spinner::new(quiet, format!("starting machine '{name}'"));
     let mut buffer = vec![0; 16 << 10];
     let received = crate::sys::socket::receive(&ours, &mut buffer).map_err(|e| call(&e))?;
@@ -124,25 +127,46 @@ fn start_one(layout: &Layout, name: &str, no_wait: bool, quiet: bool) -> Result<
     }
 }
 
+/// Hands the machine to a supervisor of its own, born in its own control group, and gives a socket on which it
+/// reports.
+fn go_to_background(mut prepared: Prepared, doing: &str) -> Result<OwnedFd, Box<(crate::sys::Error, Prepared)>> {
+    let made = prepared.supervisor_group().and_then(|group| Ok((group, crate::sys::socket::pair()?)));
+    let (group, (ours, theirs)) = match made {
+        Ok(made) => made,
+        Err(e) => return Err(Box::new((e, prepared))),
+    };
+    match process::clone3(CloneHow { cgroup: Some(group.as_fd()), ..CloneHow::default() }) {
+        Ok(Fork::Child) => {
+            drop(ours);
+            let wire = theirs.try_clone();
+            prepared.report_to(theirs);
+            background(prepared, doing, wire.ok())
+        }
+        Ok(Fork::Parent(..)) => {
+            // Everything it holds, locks included, belongs to the supervisor now.
+            std::mem::forget(prepared);
+            Ok(ours)
+        }
+        Err(e) => Err(Box::new((e, prepared))),
+    }
+}
+
 /// Becomes the background supervisor: own session, no terminal, and a word to whoever waits.
-fn background(mut job: Job, doing: &str, report: OwnedFd) -> ! {
-    let wire = report.try_clone();
-    let detached = nix::unistd::setsid().is_ok() && to_dev_null();
-    let failure = if detached {
-        job.report = Some(report);
-        let name = job.plan.name.clone();
-        match supervisor::run(job) {
-            Ok(exit) => Some(
-                Failure::new(doing)
-                    .cause(format!("it ended with status {} before it was ready", exit.status))
-                    .hint(format!("`machinist logs {name}` shows what it said")),
-            ),
-            Err(e) => Some(Failure::machine(doing, &e)),
+fn background(prepared: Prepared, doing: &str, wire: Option<OwnedFd>) -> ! {
+    let name = prepared.name().clone();
+    let failure = if nix::unistd::setsid().is_ok() && to_dev_null() {
+        match prepared.run() {
+            Ok(exit) => Failure::new(doing)
+                .cause(format!("it ended with status {} before it was ready", exit.status))
+                .hint(format!("`machinist logs {name}` shows what it said")),
+            Err(e) => Failure::machine(doing, &e),
         }
     } else {
-        Some(Failure::new(doing).hint("cannot leave the terminal"))
+        // What stays is removed by the next start.
+        let _ = prepared.abandon();
+        Failure::new(doing).hint("cannot leave the terminal")
     };
-    if let (Some(failure), Ok(wire)) = (failure, wire) {
+    if let Some(wire) = wire {
         // Read only while `start` waits; later it goes nowhere.
         let _ = crate::sys::socket::send(&wire, &failure.to_wire(), &[]);
     }
@@ -300,7 +324,9 @@ pub(super) fn freeze(layout: &Layout, name: &str, frozen: bool) -> Result<(), Fa
 pub(super) fn reap(layout: &Layout, name: &str, quiet: bool) -> Result<(), Failure> {
     let name = machine_name(name)?;
     let facts = host::probe().map_err(|e| Failure::call("cannot look at this host", &e))?;
-    let found = match supervisor::reap(layout, &facts, &name) {
+    // A definition that is gone or broken only leaves less to go by.
+    let spec = config::load(layout, name.as_str()).ok().map(|loaded| loaded.spec);
+    let found = match supervisor::reap(layout, &facts, &name, spec.as_ref()) {
         Ok(found) => found,
         Err(MachineError::AlreadyRunning(_)) => {
             return Err(

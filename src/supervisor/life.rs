@@ -59,12 +59,15 @@ struct Stopping {
     killed: bool,
 }
 
-/// How long to wait before an init that could not be asked is asked again.
-const NOT_LISTENING: Duration = Duration::from_millis(50);
+/// How long to wait before an init that has been sent a signal is sent it again: what comes in its first moments
+/// is lost, and no init minds (`tests/trees/README.md`).
+const SIGNAL_AGAIN: Duration = Duration::from_millis(250);
 
-/// How long to wait before one that has been asked is asked again: runit and finit lose what comes in their
-/// first second, and no init minds.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The same for one that is told by a command; runit loses what comes in its first second.
+const COMMAND_AGAIN: Duration = Duration::from_secs(1);
+
+/// How soon a command that failed is tried again: its socket or FIFO is not there yet.
+const NOT_LISTENING: Duration = Duration::from_millis(50);
 
 /// A machine that has ended, with everything it held.
 #[derive(Debug)]
@@ -333,19 +336,17 @@ impl Running {
         else {
             return;
         };
-        let (asked, command) = match stop::way(self.state.init_kind, request) {
+        let (command, wait) = match stop::way(self.state.init_kind, request) {
             Way::Signal(signal) => {
-                let listens = super::state::takes_signal(self.state.leader, signal);
-                (listens && process::pidfd_send_signal(&self.leader, signal).is_ok(), None)
+                // Ended already: the loop is about to see it.
+                let _ = process::pidfd_send_signal(&self.leader, signal);
+                (None, SIGNAL_AGAIN)
             }
-            Way::Command(argv) => {
-                let command = self.start_command(argv);
-                (command.is_some(), command)
-            }
+            Way::Command(argv) => (self.start_command(argv), COMMAND_AGAIN),
         };
         if let Some(stop) = &mut self.stop {
             stop.command = command;
-            stop.ask_at = Some(now + if asked { ASK_AGAIN } else { NOT_LISTENING });
+            stop.ask_at = Some(now + wait);
         }
     }
 

@@ -32,13 +32,14 @@ use std::path::PathBuf;
 
 use crate::cgroup;
 use crate::host::HostFacts;
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 use crate::rootfs::StepError;
 use crate::rootfs::idmap::{self, IdMapError};
-use crate::spec::{Layout, MachineName, UserMode};
+use crate::spec::{Layout, MachineName, MachineSpec, UserMode};
 use crate::sys;
 
 pub use life::Exit;
+pub use prepare::Prepared;
 use state::{RunDir, RunDirError};
 
 /// What the supervisor is asked to run, and for whom.
@@ -54,10 +55,10 @@ pub struct Job {
     pub definition: Option<PathBuf>,
     /// The caller's side of the console.
     pub console: console::Mode,
-    /// Called with the number of files that `ownership = "chown"` has done so far.
-    pub on_chown: fn(u64),
-    /// Told when the machine is ready; nobody waits in the foreground.
-    pub report: Option<std::os::fd::OwnedFd>,
+    /// Called with the number of files that `ownership = "chown"` has done so far, and with `None` at its end.
+    pub on_chown: fn(Option<u64>),
+    /// The supervisor will be born in a control group of its own, [`Prepared::supervisor_group`].
+    pub background: bool,
 }
 
 /// A machine that could not be started, or could not be cleared away.
@@ -122,33 +123,47 @@ impl From<StepError> for MachineError {
     }
 }
 
-/// Runs a machine until it is powered off; starts it again as often as it reboots.
-pub fn run(job: Job) -> Result<Exit, MachineError> {
+/// Takes what the machine needs of the host; nothing of it runs yet.
+pub fn prepare(job: Job) -> Result<Prepared, MachineError> {
     if !job.facts.privileged {
         return Err(MachineError::NotPermitted);
     }
-    let mut prepared = prepare::prepare(job)?;
-    loop {
-        let running = match launch::launch(prepared) {
-            Ok(running) => running,
-            Err(failed) => {
-                let (error, prepared) = *failed;
-                return Err(match prepared.finish() {
-                    Ok(()) | Err(_) => error,
-                });
+    prepare::prepare(job)
+}
+
+impl Prepared {
+    /// Runs the machine until it is powered off; starts it again as often as it reboots.
+    pub fn run(self) -> Result<Exit, MachineError> {
+        let mut prepared = self;
+        loop {
+            let running = match launch::launch(prepared) {
+                Ok(running) => running,
+                Err(failed) => {
+                    let (error, prepared) = *failed;
+                    // The first failure is what the user needs; what stays is removed by the next start.
+                    let _ = prepared.finish();
+                    return Err(error);
+                }
+            };
+            let ended = running.wait();
+            if !ended.exit.reboot {
+                let exit = ended.exit;
+                return ended.finish().map(|()| exit);
             }
-        };
-        let ended = running.wait();
-        if !ended.exit.reboot {
-            let exit = ended.exit;
-            return ended.finish().map(|()| exit);
+            prepared = ended.again()?;
         }
-        prepared = ended.again()?;
     }
 }
 
 /// Removes what a killed supervisor left of a machine; says whether there was anything.
-pub fn reap(layout: &Layout, facts: &HostFacts, name: &MachineName) -> Result<bool, MachineError> {
+///
+/// `spec` is its definition, if there still is one: it names ids and a control group of its own.
+pub fn reap(
+    layout: &Layout,
+    facts: &HostFacts,
+    name: &MachineName,
+    spec: Option<&MachineSpec>,
+) -> Result<bool, MachineError> {
     let doing = |cause| {
         let doing = "cannot remove what is left of it".into();
         MachineError::Step(StepError { doing, cause: Some(cause), hint: None })
@@ -159,12 +174,18 @@ pub fn reap(layout: &Layout, facts: &HostFacts, name: &MachineName) -> Result<bo
         Err(RunDirError::Running) => return Err(MachineError::AlreadyRunning(name.clone())),
         Err(RunDirError::Call(cause)) => return Err(doing(cause)),
     };
-    let groups = run_dir.left_over_cgroup().into_iter().chain(prepare::default_cgroup(facts, name));
-    for path in groups {
+    let last = run_dir.left_over();
+    let planned = spec.and_then(|spec| plan::build(spec, facts, layout).ok());
+    let groups = last.iter().map(|state| state.cgroup.clone());
+    let groups = groups.chain(planned.map(|p| cgroup::host_path(&p.cgroup)));
+    for path in groups.chain(prepare::default_cgroup(facts, name)) {
         found |= path.exists();
         cgroup::remove(&path).map_err(doing)?;
     }
-    idmap::reap(layout, name, UserMode::Auto).map_err(MachineError::Ids)?;
+    let ranges = last.and_then(|state| state.ids).map(UserMode::Range);
+    for mode in ranges.into_iter().chain(spec.map(|s| s.users.mode)).chain([UserMode::Auto]) {
+        idmap::reap(layout, name, mode).map_err(MachineError::Ids)?;
+    }
     run_dir.release().map_err(doing)?;
     Ok(found)
 }

@@ -39,7 +39,7 @@ pub struct Prepared {
 }
 
 /// Takes locks, the id range, directories, sockets and the control group.
-pub fn prepare(mut job: Job) -> Result<Prepared, MachineError> {
+pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
     let plan = &job.plan;
     let run_dir = match RunDir::acquire(&job.layout, &plan.name) {
         Ok(dir) => dir,
@@ -53,7 +53,6 @@ pub fn prepare(mut job: Job) -> Result<Prepared, MachineError> {
             .into());
         }
     };
-    let report = job.report.take();
     match prepare_rest(&job, &run_dir) {
         Ok((ids, held, overlays, filter, control, group)) => Ok(Prepared {
             job,
@@ -65,7 +64,7 @@ pub fn prepare(mut job: Job) -> Result<Prepared, MachineError> {
             control,
             group,
             console: None,
-            report,
+            report: None,
             wait_for_boot: Vec::new(),
         }),
         Err(error) => {
@@ -80,8 +79,8 @@ type Rest = (Option<IdRangeLock>, HeldTree, Vec<HeldTree>, Vec<FilterInsn>, Owne
 
 fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     let plan = &job.plan;
-    if let Some(stale) = run_dir.left_over_cgroup() {
-        cgroup::remove(&stale).doing(|| "cannot clear the machine's last life away".into())?;
+    if let Some(stale) = run_dir.left_over() {
+        cgroup::remove(&stale.cgroup).doing(|| "cannot clear the machine's last life away".into())?;
     }
     let state_dir = job.layout.state_dir(&plan.name);
     make_private_dir(&state_dir).doing(|| "cannot make the machine's state directory".into())?;
@@ -101,7 +100,7 @@ fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     let filter = filter.into_iter().map(Into::into).collect();
     let control = listen(run_dir).doing(|| "cannot listen for requests".into())?;
     let owner = range.map_or(0, |r| r.shift);
-    let group = MachineGroup::create(&plan.cgroup, owner, job.report.is_some()).map_err(|cause| {
+    let group = MachineGroup::create(&plan.cgroup, owner, job.background).map_err(|cause| {
         let hint = match cause.errno {
             sys::Errno::EACCES | sys::Errno::EPERM | sys::Errno::EROFS => {
                 Some("this group is not delegated to us; name one that is with `[cgroup] parent`")
@@ -143,7 +142,9 @@ fn change_owners(job: &Job, held: &HeldTree, range: IdRange) -> Result<(), Machi
         cause: None,
         hint: Some("start the machine again: it goes on where it stopped".into()),
     };
-    chown::give_to(&tree, range, &mut |done| (job.on_chown)(done)).map(drop).map_err(|e| doing(e).into())
+    let result = chown::give_to(&tree, range, &mut |done| (job.on_chown)(Some(done)));
+    (job.on_chown)(None);
+    result.map(drop).map_err(|e| doing(e).into())
 }
 
 fn listen(run_dir: &RunDir) -> sys::Result<OwnedFd> {
@@ -166,6 +167,26 @@ pub(super) fn default_cgroup(facts: &HostFacts, name: &MachineName) -> Option<Pa
 }
 
 impl Prepared {
+    /// Name of the machine.
+    pub fn name(&self) -> &MachineName {
+        &self.job.plan.name
+    }
+
+    /// The group a background supervisor is to be born in.
+    pub fn supervisor_group(&self) -> sys::Result<OwnedFd> {
+        self.group.supervisor()
+    }
+
+    /// Has the supervisor say `ready` on this socket when the machine is.
+    pub fn report_to(&mut self, socket: OwnedFd) {
+        self.report = Some(socket);
+    }
+
+    /// Gives everything up without running it.
+    pub fn abandon(self) -> Result<(), MachineError> {
+        self.finish()
+    }
+
     /// Host ids of the machine.
     pub(super) fn range(&self) -> Option<IdRange> {
         match self.job.plan.ids {
@@ -204,7 +225,7 @@ impl Prepared {
         drop(self.console);
         drop(self.control);
         let path = self.group.path().to_owned();
-        if self.job.console == console::Mode::Detached {
+        if self.job.background {
             // Where we cannot leave our own group it cannot be removed, which the next line reports.
             let _ = cgroup::leave(&path);
         }

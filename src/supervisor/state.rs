@@ -138,10 +138,10 @@ impl RunDir {
         self.dir.as_fd()
     }
 
-    /// The control group that a killed supervisor named in its state file.
-    pub fn left_over_cgroup(&self) -> Option<PathBuf> {
+    /// The state that a killed supervisor left.
+    pub fn left_over(&self) -> Option<State> {
         let text = std::fs::read(self.path.join(FILE)).ok()?;
-        serde_json::from_slice::<State>(&text).ok().map(|state| state.cgroup)
+        serde_json::from_slice(&text).ok()
     }
 
     /// Replaces the state file.
@@ -258,23 +258,6 @@ pub fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything, so count from its end.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-/// Whether a process catches `signal`, has blocked it to read it from a descriptor, or waits for signals; PID 1
-/// of a namespace loses every other.
-pub fn takes_signal(pid: i32, signal: i32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
-    let mask = |key: &str| {
-        let line = status.lines().find_map(|l| l.strip_prefix(key)).unwrap_or_default();
-        u64::from_str_radix(line.trim(), 16).unwrap_or(0)
-    };
-    (mask("SigCgt:") | mask("SigBlk:")) & (1 << (signal - 1)) != 0 || waits_for_signals(pid)
-}
-
-/// Whether a process is in `sigwaitinfo(2)`, while which the kernel shows what it waits for as not blocked.
-fn waits_for_signals(pid: i32) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
-    text.split(' ').next().and_then(|number| number.parse().ok()) == Some(libc::SYS_rt_sigtimedwait)
 }
 
 #[cfg(test)]
