@@ -52,6 +52,11 @@ fn die_at(_prepared: &Prepared, step: &str) {
     }
 }
 
+/// A test may ask for what is done on kernels that lack the newer calls.
+fn act_old() -> bool {
+    std::env::var_os("MACHINIST_TEST_OLD_KERNEL").is_some()
+}
+
 fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
     let job = &prepared.job;
     let plan = &job.plan;
@@ -78,8 +83,8 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
         notify: notify.as_fd(),
         run_dir: prepared.run_dir.fd(),
         environment: &environment,
-        layer_fds: job.facts.overlay_layer_fds(),
-        tmpfs_idmap: job.facts.kernel >= (6, 3),
+        layer_fds: job.facts.overlay_layer_fds() && !act_old(),
+        tmpfs_idmap: job.facts.kernel >= (6, 3) && !act_old(),
         console: job.console,
         console_size: rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok(),
         supervisor: Pid::this().as_raw(),

@@ -1,5 +1,6 @@
 //! Machines of real trees, on the real kernel, as root. Nothing here is skipped: without root it fails.
 
+mod isolation;
 mod smoke;
 #[allow(dead_code, reason = "used as more tests come")]
 mod support;
