@@ -337,9 +337,12 @@ pub fn take_terminal(tty: impl AsFd) -> Result<()> {
 
 /// Gives every signal its default action and blocks none, as exec's successor expects.
 pub fn reset_signals() -> Result<()> {
+    // The kernel's `struct sigaction` with the default action. libc would refuse its own two signals, and
+    // whoever called us may have had them ignored.
+    let default = [0_u64; 4];
     for number in 1..=libc::SIGRTMAX() {
-        // SAFETY: sets a default action; KILL, STOP and libc's own two are refused, which is fine.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        // SAFETY: reads 32 bytes of ours and sets a default action; KILL and STOP are refused, which is fine.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), std::ptr::null::<u64>(), 8_usize) };
     }
     nix::sys::signal::SigSet::empty().thread_set_mask().call(|| "sigprocmask(none)".into())
 }
