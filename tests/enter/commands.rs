@@ -9,7 +9,7 @@ use crate::Case;
 use crate::caller::{Job, Way};
 use crate::machine::{Kind, Machine, SHIFT};
 
-pub(crate) const CASES: [Case; 14] = [
+pub(crate) const CASES: [Case; 16] = [
     ("exit_status_is_the_commands_own", exit_status_is_the_commands_own),
     ("what_cannot_be_executed_is_told_from_what_is_missing", what_cannot_be_executed_is_told_from_what_is_missing),
     ("every_namespace_is_the_machines", every_namespace_is_the_machines),
@@ -23,6 +23,8 @@ pub(crate) const CASES: [Case; 14] = [
     ("signals_to_the_caller_reach_the_command", signals_to_the_caller_reach_the_command),
     ("a_killed_caller_takes_the_command_along", a_killed_caller_takes_the_command_along),
     ("a_payload_group_with_controllers_can_be_entered", a_payload_group_with_controllers_can_be_entered),
+    ("a_frozen_machine_holds_nobody_up", a_frozen_machine_holds_nobody_up),
+    ("a_machine_that_has_ended_is_not_entered", a_machine_that_has_ended_is_not_entered),
     ("a_poll_loop_can_run_a_command", a_poll_loop_can_run_a_command),
 ];
 
@@ -253,6 +255,29 @@ fn a_payload_group_with_controllers_can_be_entered() {
     if before.is_empty() {
         set(parent, '-').expect("disabling it in our own group");
     }
+}
+
+fn a_frozen_machine_holds_nobody_up() {
+    use nix::sys::signal::{Signal, kill};
+    let machine = Machine::start(Kind::USERNS);
+    fs::write(machine.cgroup.join("cgroup.freeze"), "1").expect("freezing");
+    assert_eq!(Job::new(&machine, &["true"]).timeout(200).run().status.code(), Some(124));
+    let caller = Job::new(&machine, &["true"]).spawn(Stdio::null(), Stdio::piped(), Stdio::piped());
+    wait_for("leaf", || (machine.leaves().len() == 1).then_some(()));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(caller.id()).expect("a pid"));
+    kill(pid, Signal::SIGINT).expect("kill");
+    assert_eq!(caller.wait_with_output().expect("waiting").status.code(), Some(128 + 2));
+    assert!(machine.leaves().is_empty(), "{:?}", machine.leaves());
+}
+
+fn a_machine_that_has_ended_is_not_entered() {
+    let machine = Machine::start(Kind::USERNS);
+    let job = Job::new(&machine, &["true"]);
+    fs::write(machine.cgroup.join("cgroup.kill"), "1").expect("killing");
+    wait_for("end", || fs::read(format!("/proc/{}/cmdline", machine.pid)).is_ok_and(|l| l.is_empty()).then_some(()));
+    let (status, text) = job.error();
+    assert_eq!((status, text.contains("cannot enter the machine: setns")), (1, true), "{text}");
+    assert!(machine.leaves().is_empty());
 }
 
 fn a_poll_loop_can_run_a_command() {

@@ -13,7 +13,7 @@ use crate::caller::{self, Job};
 use crate::commands::wait_for;
 use crate::machine::{Kind, Machine};
 
-pub(crate) const CASES: [Case; 9] = [
+pub(crate) const CASES: [Case; 10] = [
     ("output_and_error_are_apart", output_and_error_are_apart),
     ("input_passes_every_byte", input_passes_every_byte),
     ("a_directory_is_not_passed_on", a_directory_is_not_passed_on),
@@ -21,6 +21,7 @@ pub(crate) const CASES: [Case; 9] = [
     ("a_terminal_is_the_machines_own", a_terminal_is_the_machines_own),
     ("a_terminal_follows_the_size_of_ours", a_terminal_follows_the_size_of_ours),
     ("our_terminal_is_as_before_afterwards", our_terminal_is_as_before_afterwards),
+    ("three_escape_keys_hang_up", three_escape_keys_hang_up),
     ("cve_2025_52565_a_false_devpts_is_refused", cve_2025_52565_a_false_devpts_is_refused),
     ("a_login_shell_starts_at_home", a_login_shell_starts_at_home),
 ];
@@ -158,6 +159,17 @@ fn our_terminal_is_as_before_afterwards() {
         screen.type_in("\r");
         assert_eq!(exit_code(child), Some(status), "{end}");
         assert_eq!(format!("{:?}", tcgetattr(&theirs).expect("tcgetattr")), before, "{end}");
+    }
+}
+
+fn three_escape_keys_hang_up() {
+    let machine = Machine::start(Kind::USERNS);
+    for script in ["echo ready; exec cat", "trap '' HUP INT TERM; stty raw -echo; echo ready; while :; do :; done"] {
+        let (child, mut screen, _theirs) = on_terminal(&terminal_job(&machine, script));
+        screen.expect("ready");
+        screen.type_in("\x1d\x1d\x1d");
+        assert_eq!(exit_code(child), Some(129), "{script}");
+        assert!(machine.leaves().is_empty(), "{:?}", machine.leaves());
     }
 }
 

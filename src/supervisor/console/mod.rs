@@ -31,6 +31,7 @@ use rustix::termios::{Termios, Winsize, isatty, tcgetattr, tcsetwinsize};
 pub use self::attach::{AttachEnd, attach};
 pub use self::log::LogFile;
 pub use self::show::{Shown, print_log};
+pub(super) use self::terminal::Escape;
 pub use self::terminal::{Terminal, prepare_slave};
 
 use self::local::{Gone, Input, Local};

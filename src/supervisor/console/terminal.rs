@@ -72,7 +72,7 @@ pub fn prepare_slave(pty: impl AsFd, mode: Mode, winsize: Option<Winsize>) -> Re
 
 /// Looks for `^]` typed three times within a second.
 #[derive(Debug, Default)]
-pub(super) struct Escape {
+pub(in crate::supervisor) struct Escape {
     first: Option<Instant>,
     count: u8,
 }
@@ -82,7 +82,7 @@ impl Escape {
     const WINDOW: Duration = Duration::from_secs(1);
 
     /// Whether `bytes`, typed at `now`, complete the sequence. The first two keys of it are input like any other.
-    pub(super) fn completes(&mut self, bytes: &[u8], now: Instant) -> bool {
+    pub(in crate::supervisor) fn completes(&mut self, bytes: &[u8], now: Instant) -> bool {
         for &byte in bytes {
             if byte != Self::KEY {
                 self.first = None;

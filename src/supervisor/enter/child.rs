@@ -99,13 +99,16 @@ fn first_child(target: &Target<'_>, command: &Command, streams: &Streams, socket
     change_directory(&root, command, &user)?;
     // Changed ids and capabilities make a process dumpable again where fs.suid_dumpable says so.
     process::set_undumpable().map_err(enter_error)?;
+    // The machine can reach the descriptors of the next process, so those of the caller go first.
+    let outside: Vec<BorrowedFd<'_>> = ends.outside().collect();
+    report(socket, &Report::Connected, &outside);
+    let has_terminal = ends.install().map_err(streams_error)?;
     // The caller's child, not ours, so that nothing of us has to stay.
     let how = Clone { sibling: true, ..Clone::default() };
     match process::clone3(how).map_err(enter_error)? {
-        Fork::Child => second_child(&image, &ends, socket),
+        Fork::Child => second_child(&image, has_terminal, socket),
         Fork::Parent(_, pidfd) => {
-            let fds: Vec<BorrowedFd<'_>> = [pidfd.as_fd()].into_iter().chain(ends.outside()).collect();
-            report(socket, &Report::Started, &fds);
+            report(socket, &Report::Started, &[pidfd.as_fd()]);
             Ok(())
         }
     }
@@ -171,8 +174,8 @@ fn change_directory(root: &RootFd, command: &Command, user: &User) -> Outcome<()
 }
 
 /// Is the command's process, from its fork to exec.
-fn second_child(image: &Image, ends: &Ends, socket: &OwnedFd) -> ! {
-    let error = match prepare_exec(ends, socket) {
+fn second_child(image: &Image, has_terminal: bool, socket: &OwnedFd) -> ! {
+    let error = match prepare_exec(has_terminal, socket) {
         Ok(()) => image.execute(),
         Err(error) => enter_error(error),
     };
@@ -180,18 +183,18 @@ fn second_child(image: &Image, ends: &Ends, socket: &OwnedFd) -> ! {
     process::exit_now(127)
 }
 
-fn prepare_exec(ends: &Ends, socket: &OwnedFd) -> sys::Result<()> {
+fn prepare_exec(has_terminal: bool, socket: &OwnedFd) -> sys::Result<()> {
     process::die_with_parent()?;
     // The caller may have died before we asked to die with it, and then nobody holds the other end.
     let mut set = [PollFd::new(socket.as_fd(), PollFlags::empty())];
     if nix::poll::poll(&mut set, PollTimeout::ZERO).call(|| "poll".into())? > 0 {
         process::exit_now(1);
     }
-    match ends.terminal() {
-        Some(tty) => process::take_terminal(tty)?,
-        None => nix::unistd::setsid().call(|| "setsid".into()).map(drop)?,
+    if has_terminal {
+        process::take_terminal(rustix::stdio::stdin())?;
+    } else {
+        nix::unistd::setsid().call(|| "setsid".into())?;
     }
-    ends.install()?;
     process::close_from_on_exec(3)?;
     process::reset_signals()
 }

@@ -205,7 +205,9 @@ impl fmt::Display for Shown<'_> {
 /// What the children tell the caller, one message each.
 #[derive(Debug, Serialize, Deserialize)]
 enum Report {
-    /// The command's process exists; its pidfd comes along, and the other ends of its streams.
+    /// The other ends of the command's streams come along.
+    Connected,
+    /// The command's process exists; its pidfd comes along.
     Started,
     /// It will not be run.
     Failed(EnterError),
@@ -240,7 +242,7 @@ pub fn start(target: &Target<'_>, command: &Command) -> Result<Running, EnterErr
 
 /// Runs a command to its end, with our streams, passing on signals meant to end it.
 ///
-/// The process must have one thread. SIGINT, SIGTERM, SIGHUP and SIGQUIT go to the command; SIGKILL to us kills it.
+/// On a terminal, `^]` three times within a second hangs up. /// The process must have one thread. SIGINT, SIGTERM, SIGHUP and SIGQUIT go to the command; SIGKILL to us kills it.
 ///
 /// # Errors
 /// If the command was not run, or its streams failed on our side.
@@ -267,6 +269,11 @@ pub fn run(target: &Target<'_>, command: &Command) -> Result<Outcome, EnterError
             }
         }
         pump.copy();
+        if pump.was_left() {
+            drop(pump);
+            running.hang_up();
+            return Ok(Outcome::Ended(Ended::Killed(Signal::SIGHUP as i32)));
+        }
     }
 }
 
@@ -345,11 +352,8 @@ impl Running {
             return process::wait_pidfd(&self.first, true).map(drop).map_err(|e| EnterError::Enter(e.into()));
         }
         match serde_json::from_slice(&data[..received.len]) {
-            Ok(Report::Started) => {
-                let mut fds = received.fds.into_iter();
-                self.command = fds.next();
-                self.outside = fds.collect();
-            }
+            Ok(Report::Connected) => self.outside = received.fds,
+            Ok(Report::Started) => self.command = received.fds.into_iter().next(),
             Ok(Report::Failed(error)) => self.failure = Some(error),
             Err(_) => self.failure = Some(EnterError::Lost),
         }
@@ -362,6 +366,16 @@ impl Running {
         // It may have ended just now, which the next step sees.
         let _ = process::pidfd_signal_group(command, signal);
         true
+    }
+
+    /// Ends the command as a lost terminal does; what it put beyond the reach of that lives on.
+    fn hang_up(&mut self) {
+        let Some(command) = &self.command else { return };
+        let _ = process::pidfd_signal_group(command, Signal::SIGHUP as i32);
+        if !is_readable(command, GRACE) {
+            let _ = process::pidfd_send_signal(command, Signal::SIGKILL as i32);
+        }
+        self.over = process::wait_pidfd(command, true).is_ok();
     }
 
     /// Kills everything the command started and waits for the end of it.

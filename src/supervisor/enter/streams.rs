@@ -13,10 +13,11 @@ use nix::sys::signalfd::SignalFd;
 use rustix::fs::{FileType, Gid, OFlags, ResolveFlags, Uid};
 use rustix::pty::OpenptFlags;
 use rustix::stdio;
-use rustix::termios::{self, OptionalActions, Termios, Winsize};
+use rustix::termios::{self, Winsize};
 
 use super::Stdio;
 use super::users::User;
+use crate::supervisor::console::{Escape, Terminal};
 use crate::sys::path::RootFd;
 use crate::sys::{Context, Errno, Error, Result, process};
 
@@ -115,17 +116,14 @@ impl Ends {
         self.outside.iter().map(AsFd::as_fd)
     }
 
-    /// The terminal that is to control the session.
-    pub(super) fn terminal(&self) -> Option<BorrowedFd<'_>> {
-        self.inside[0].as_ref().filter(|_| self.controlling).map(AsFd::as_fd)
-    }
-
-    /// Makes them descriptors 0, 1 and 2 of this process.
-    pub(super) fn install(&self) -> Result<()> {
+    /// Makes them descriptors 0, 1 and 2 of this process, which has nothing else of them afterwards; says
+    /// whether they are a terminal that is to control the session.
+    pub(super) fn install(self) -> Result<bool> {
         let [input, output, error] = &self.inside;
         input.as_ref().map_or(Ok(()), stdio::dup2_stdin).call(|| "dup2(0)".into())?;
         output.as_ref().map_or(Ok(()), stdio::dup2_stdout).call(|| "dup2(1)".into())?;
-        error.as_ref().map_or(Ok(()), stdio::dup2_stderr).call(|| "dup2(2)".into())
+        error.as_ref().map_or(Ok(()), stdio::dup2_stderr).call(|| "dup2(2)".into())?;
+        Ok(self.controlling)
     }
 }
 
@@ -211,30 +209,6 @@ impl Drop for Signals {
     }
 }
 
-/// Our terminal while it passes every key on; restored when dropped.
-#[derive(Debug)]
-struct RawTerminal(Termios);
-
-impl RawTerminal {
-    /// `None` if standard input is no terminal.
-    fn enter() -> Result<Option<Self>> {
-        if !termios::isatty(stdio::stdin()) {
-            return Ok(None);
-        }
-        let before = termios::tcgetattr(stdio::stdin()).call(|| "tcgetattr".into())?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        termios::tcsetattr(stdio::stdin(), OptionalActions::Now, &raw).call(|| "tcsetattr(raw)".into())?;
-        Ok(Some(Self(before)))
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        let _ = termios::tcsetattr(stdio::stdin(), OptionalActions::Now, &self.0);
-    }
-}
-
 /// One end of a copy.
 #[derive(Debug)]
 enum End {
@@ -261,11 +235,23 @@ struct Channel {
     farewell: Option<u8>,
     input_ended: bool,
     is_ready: bool,
+    /// What to look for in the keys of our terminal.
+    escape: Option<Escape>,
+    was_left: bool,
 }
 
 impl Channel {
     fn new(from: End, to: End, farewell: Option<u8>) -> Self {
-        Self { from, to, waiting: Vec::new(), farewell, input_ended: false, is_ready: false }
+        Self {
+            from,
+            to,
+            waiting: Vec::new(),
+            farewell,
+            input_ended: false,
+            is_ready: false,
+            escape: None,
+            was_left: false,
+        }
     }
 
     fn poll_fd(&self) -> PollFd<'_> {
@@ -282,7 +268,11 @@ impl Channel {
             let mut chunk = [0; CHUNK];
             match rustix::io::read(&self.from, &mut chunk) {
                 Ok(0) => self.end_input(),
-                Ok(len) => self.waiting.extend_from_slice(&chunk[..len]),
+                Ok(len) => {
+                    let keys = &chunk[..len];
+                    self.was_left |= self.escape.as_mut().is_some_and(|e| e.completes(keys, Instant::now()));
+                    self.waiting.extend_from_slice(keys);
+                }
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
                 // A terminal without users answers EIO.
                 Err(_) => self.end_input(),
@@ -310,7 +300,8 @@ pub(super) struct Pump {
     streams: Streams,
     channels: Vec<Channel>,
     terminal: Option<OwnedFd>,
-    raw: Option<RawTerminal>,
+    /// Ours, raw until this is dropped.
+    raw: Option<Terminal>,
 }
 
 impl Pump {
@@ -325,10 +316,14 @@ impl Pump {
         if self.streams.stdio == Stdio::Terminal {
             let Some(terminal) = outside.next() else { return Ok(()) };
             let copy = || terminal.try_clone().call(|| "dup(terminal)".into()).map(End::Theirs);
-            self.channels.push(Channel::new(End::Ours(input), copy()?, Some(END_OF_INPUT)));
+            let mut keys = Channel::new(End::Ours(input), copy()?, Some(END_OF_INPUT));
+            if termios::isatty(input) {
+                self.raw = Some(Terminal::acquire(input)?);
+                keys.escape = Some(Escape::default());
+            }
+            self.channels.push(keys);
             self.channels.push(Channel::new(copy()?, End::Ours(output), None));
             self.terminal = Some(terminal);
-            self.raw = RawTerminal::enter()?;
             // It may have changed since the fork.
             self.resize();
             return Ok(());
@@ -382,6 +377,11 @@ impl Pump {
     /// Copies what the last poll found.
     pub(super) fn copy(&mut self) {
         self.channels.retain_mut(|channel| !std::mem::take(&mut channel.is_ready) || channel.copy());
+    }
+
+    /// Whether `^]` was typed three times within a second.
+    pub(super) fn was_left(&self) -> bool {
+        self.channels.iter().any(|channel| channel.was_left)
     }
 
     /// Passes on what the command wrote before it ended; what it left running cannot hold us up.
