@@ -123,6 +123,15 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
     rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).call(|| format!("pidfd_open({pid})"))
 }
 
+/// The number of the process behind a pidfd, in the PID namespace of `/proc`; ESRCH if it has been reaped.
+pub fn pidfd_number(pidfd: impl AsFd) -> Result<Pid> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(&path).call(|| format!("read('{path}')"))?;
+    let number = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    let number = number.filter(|number| *number > 0);
+    number.map(Pid::from_raw).ok_or(Error { call: format!("read('{path}')"), errno: Errno::ESRCH })
+}
+
 /// Sends signal number `signal` (real-time ones included) to the process behind a pidfd.
 pub fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> Result<()> {
     let fd = pidfd.as_fd().as_raw_fd();

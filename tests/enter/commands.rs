@@ -9,7 +9,7 @@ use crate::Case;
 use crate::caller::{Job, Way};
 use crate::machine::{Kind, Machine, SHIFT};
 
-pub(crate) const CASES: [Case; 16] = [
+pub(crate) const CASES: [Case; 17] = [
     ("exit_status_is_the_commands_own", exit_status_is_the_commands_own),
     ("what_cannot_be_executed_is_told_from_what_is_missing", what_cannot_be_executed_is_told_from_what_is_missing),
     ("every_namespace_is_the_machines", every_namespace_is_the_machines),
@@ -18,6 +18,7 @@ pub(crate) const CASES: [Case; 16] = [
     ("the_working_directory_is_inside_the_root", the_working_directory_is_inside_the_root),
     ("the_environment_is_clean", the_environment_is_clean),
     ("a_timeout_kills_what_was_daemonised_too", a_timeout_kills_what_was_daemonised_too),
+    ("a_timeout_kills_what_the_machine_moved_elsewhere", a_timeout_kills_what_the_machine_moved_elsewhere),
     ("a_timeout_ends_a_command_that_ignores_signals", a_timeout_ends_a_command_that_ignores_signals),
     ("what_a_command_leaves_behind_lives_on", what_a_command_leaves_behind_lives_on),
     ("signals_to_the_caller_reach_the_command", signals_to_the_caller_reach_the_command),
@@ -188,6 +189,23 @@ fn a_timeout_kills_what_was_daemonised_too() {
         assert_eq!(all(), [0, 0, 0]);
         assert!(machine.leaves().is_empty(), "{:?}", machine.leaves());
     }
+}
+
+/// As a systemd machine does with a `su -`.
+fn a_timeout_kills_what_the_machine_moved_elsewhere() {
+    let machine = Machine::start(Kind::USERNS);
+    let session = machine.cgroup.join("session");
+    fs::create_dir(&session).expect("mkdir");
+    let script = "sleep 4301 & (sleep 4302 &); setsid sleep 4303 & sleep 4304";
+    let caller = Job::shell(&machine, script).timeout(400).spawn(Stdio::null(), Stdio::piped(), Stdio::piped());
+    let all = || ["4301", "4302", "4303", "4304"].map(|time| processes(&["sleep", time]));
+    let pids = wait_for("command", || Some(all().concat()).filter(|pids| pids.len() == 4));
+    for pid in pids {
+        fs::write(session.join("cgroup.procs"), pid.to_string()).expect("moving a process");
+    }
+    assert_eq!(caller.wait_with_output().expect("waiting").status.code(), Some(124));
+    wait_for("end", || all().concat().is_empty().then_some(()));
+    assert!(machine.leaves().is_empty(), "{:?}", machine.leaves());
 }
 
 fn a_timeout_ends_a_command_that_ignores_signals() {

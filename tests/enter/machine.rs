@@ -150,10 +150,10 @@ fn become_leader(kind: Kind, tree: &Path, socket: &OwnedFd) -> machinist::sys::E
 
 fn prepare(kind: Kind, tree: &Path, socket: &OwnedFd) -> machinist::sys::Result<()> {
     socket::receive(socket, &mut [0; 8])?;
-    process::die_with_parent()?;
     if kind.user {
         process::become_user(0, 0, &[])?;
     }
+    process::die_with_parent()?;
     mount::set_propagation(RootFd::open(Path::new("/"))?, true, Propagation::Private)?;
     mount::attach(mount::copy_host_tree(tree, false)?, RootFd::open(tree)?)?;
     std::env::set_current_dir(tree).expect("entering the tree");

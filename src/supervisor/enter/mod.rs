@@ -16,6 +16,7 @@
 //! What it never does: ask a name service, start a login service, hand a terminal of the host to the machine.
 
 mod child;
+mod family;
 mod group;
 mod streams;
 mod users;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 pub use group::LEAF_PREFIX;
@@ -223,6 +225,8 @@ pub struct Running {
     first: OwnedFd,
     socket: Option<OwnedFd>,
     command: Option<OwnedFd>,
+    /// The command's number, valid until it is reaped.
+    pid: i32,
     /// The other ends of the command's streams, until somebody takes them.
     outside: Vec<OwnedFd>,
     failure: Option<EnterError>,
@@ -242,7 +246,8 @@ pub fn start(target: &Target<'_>, command: &Command) -> Result<Running, EnterErr
 
 /// Runs a command to its end, with our streams, passing on signals meant to end it.
 ///
-/// On a terminal, `^]` three times within a second hangs up. /// The process must have one thread. SIGINT, SIGTERM, SIGHUP and SIGQUIT go to the command; SIGKILL to us kills it.
+/// The process must have one thread. SIGINT, SIGTERM, SIGHUP and SIGQUIT go to the command; SIGKILL to us kills it.
+/// On a terminal, `^]` three times within a second hangs up.
 ///
 /// # Errors
 /// If the command was not run, or its streams failed on our side.
@@ -288,6 +293,7 @@ fn launch(target: &Target<'_>, command: &Command, streams: &Streams) -> Result<R
             first,
             socket: Some(ours),
             command: None,
+            pid: 0,
             outside: Vec::new(),
             failure: None,
             deadline: command.timeout.and_then(|t| Instant::now().checked_add(t)),
@@ -353,11 +359,22 @@ impl Running {
         }
         match serde_json::from_slice(&data[..received.len]) {
             Ok(Report::Connected) => self.outside = received.fds,
-            Ok(Report::Started) => self.command = received.fds.into_iter().next(),
+            Ok(Report::Started) => self.adopt(received.fds.into_iter().next()),
             Ok(Report::Failed(error)) => self.failure = Some(error),
             Err(_) => self.failure = Some(EnterError::Lost),
         }
         Ok(())
+    }
+
+    /// Takes the command's pidfd. Without a user namespace the machine can write to our socket, so the process
+    /// must be a child of ours, or else we might be made to kill another.
+    fn adopt(&mut self, pidfd: Option<OwnedFd>) {
+        let pid = pidfd.as_ref().and_then(|fd| process::pidfd_number(fd).ok()).map_or(0, Pid::as_raw);
+        if self.command.is_none() && family::is_ours(pid) {
+            (self.command, self.pid) = (pidfd, pid);
+        } else {
+            self.failure = Some(EnterError::Lost);
+        }
     }
 
     /// Passes a signal on to the command's process group; false if there is no command yet.
@@ -381,6 +398,10 @@ impl Running {
     /// Kills everything the command started and waits for the end of it.
     fn kill(&mut self) {
         self.over = true;
+        if self.command.is_some() {
+            // Before the group, because orphans lose their parent.
+            family::kill(self.pid);
+        }
         // Each of these fails only if there is nothing left to kill.
         let _ = self.leaf.kill();
         let _ = process::pidfd_send_signal(&self.first, Signal::SIGKILL as i32);
@@ -389,7 +410,6 @@ impl Running {
             let _ = self.receive();
         }
         if let Some(command) = &self.command {
-            // The machine may have moved it to a group of its own.
             let _ = process::pidfd_send_signal(command, Signal::SIGKILL as i32);
             let _ = process::wait_pidfd(command, true);
         }
