@@ -701,15 +701,24 @@ impl Layout {
         }
     }
 
+    /// Name of the control group of a machine, below its parent.
+    ///
+    /// Layouts with another root have names of their own: control groups are the one thing that a root cannot
+    /// hold, and a start removes what it finds under its name.
+    pub fn cgroup_name(&self, name: &MachineName) -> String {
+        if self.root == Path::new("/") {
+            return format!("machinist-{name}");
+        }
+        // FNV-1a: short, and the same in every build.
+        let hash = self.root.as_os_str().as_encoded_bytes().iter();
+        let hash = hash.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        format!("machinist-{name}-{hash:08x}")
+    }
+
     /// The root itself.
     pub fn root(&self) -> &Path {
         &self.root
     }
-}
-
-/// Name of the control group of a machine, below its parent.
-pub fn cgroup_name(name: &MachineName) -> String {
-    format!("machinist-{name}")
 }
 
 #[cfg(test)]
@@ -741,6 +750,13 @@ mod tests {
         assert_eq!(MachineId::parse(&id.uuid()), Ok(id));
         assert!(MachineId::parse(&"0".repeat(32)).is_err());
         assert!(MachineId::parse("xyz").is_err());
+    }
+
+    #[test]
+    fn control_groups_of_different_roots_do_not_meet() {
+        let name = MachineName::parse("web").expect("valid");
+        assert_eq!(Layout::new("/").cgroup_name(&name), "machinist-web");
+        assert_ne!(Layout::new("/a").cgroup_name(&name), Layout::new("/b").cgroup_name(&name));
     }
 
     #[test]

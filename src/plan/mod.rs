@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::host::HostFacts;
 use crate::spec::{
     Clock, Console, IdRange, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Ownership, Payload, Ready,
-    RootSource, Upper, UserMode, Volatile, cgroup_name,
+    RootSource, Upper, UserMode, Volatile,
 };
 use mounts::MountOp;
 use seccomp::SyscallPolicy;
@@ -232,7 +232,10 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         mounts,
         privileges: privileges::plan(&spec.security, namespaces, available(namespaces, facts)),
         seccomp,
-        cgroup: CgroupPlan { mount: cgroup.mount.clone(), group: format!("{parent}/{}", cgroup_name(&spec.name)) },
+        cgroup: CgroupPlan {
+            mount: cgroup.mount.clone(),
+            group: format!("{parent}/{}", layout.cgroup_name(&spec.name)),
+        },
         console: spec.console,
         exec: Exec {
             payload: spec.boot.payload.clone(),

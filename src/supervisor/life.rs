@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
 
 use super::MachineError;
 use super::console::{Event, Token};
@@ -31,7 +32,8 @@ pub struct Exit {
 }
 
 /// Signals that concern the supervisor.
-const SIGNALS: [Signal; 5] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGWINCH];
+pub(super) const SIGNALS: [Signal; 5] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGWINCH];
 
 /// A machine whose payload has been executed.
 #[derive(Debug)]
@@ -105,13 +107,12 @@ impl Running {
     }
 
     /// Serves the machine until its leader has ended.
-    pub(super) fn wait(mut self) -> Ended {
-        let signals = process::signal_fd(&SIGNALS);
+    pub(super) fn wait(mut self, signals: &SignalFd) -> Ended {
         if !self.waits_for_notice() {
             self.become_ready();
         }
         let ended = loop {
-            let (sources, results) = match self.poll(signals.as_ref().ok().map(AsFd::as_fd)) {
+            let (sources, results) = match self.poll(signals.as_fd()) {
                 Ok(list) => list.into_iter().unzip::<_, _, Vec<_>, Vec<_>>(),
                 // Without poll there is no machine to serve.
                 Err(_) => (Vec::new(), Vec::new()),
@@ -119,11 +120,7 @@ impl Running {
             for (source, flags) in sources.into_iter().zip(results) {
                 match source {
                     Source::Leader => {}
-                    Source::Signals => {
-                        if let Ok(fd) = &signals {
-                            self.take_signals(fd);
-                        }
-                    }
+                    Source::Signals => self.take_signals(signals),
                     Source::Notify => self.take_notices(),
                     Source::Listener => self.take_callers(),
                     Source::Caller(index) => self.hear(index),
@@ -153,10 +150,10 @@ impl Running {
     }
 
     /// Waits for anything to happen; gives what did.
-    fn poll(&mut self, signals: Option<BorrowedFd<'_>>) -> nix::Result<Vec<(Source, PollFlags)>> {
+    fn poll(&mut self, signals: BorrowedFd<'_>) -> nix::Result<Vec<(Source, PollFlags)>> {
         let mut list: Vec<(BorrowedFd<'_>, PollFlags, Source)> = Vec::with_capacity(12);
         let read = PollFlags::POLLIN;
-        list.extend(signals.map(|fd| (fd, read, Source::Signals)));
+        list.push((signals, read, Source::Signals));
         list.push((self.leader.as_fd(), read, Source::Leader));
         list.push((self.notify.as_fd(), read, Source::Notify));
         list.push((self.prepared.control.as_fd(), read, Source::Listener));
@@ -200,7 +197,7 @@ impl Running {
         }
     }
 
-    fn take_signals(&mut self, fd: &nix::sys::signalfd::SignalFd) {
+    fn take_signals(&mut self, fd: &SignalFd) {
         while let Ok(Some(info)) = fd.read_signal() {
             if info.ssi_signo == Signal::SIGWINCH as u32 {
                 if let Some(console) = &self.prepared.console {

@@ -36,7 +36,7 @@ use crate::plan::{self, Plan};
 use crate::rootfs::StepError;
 use crate::rootfs::idmap::{self, IdMapError};
 use crate::spec::{Layout, MachineName, MachineSpec, UserMode};
-use crate::sys;
+use crate::sys::{self, process};
 
 pub use life::Exit;
 pub use prepare::Prepared;
@@ -135,6 +135,16 @@ impl Prepared {
     /// Runs the machine until it is powered off; starts it again as often as it reboots.
     pub fn run(self) -> Result<Exit, MachineError> {
         let mut prepared = self;
+        // Before the first child: what comes while the machine is made stops it in order afterwards.
+        let signals = match process::signal_fd(&life::SIGNALS) {
+            Ok(signals) => signals,
+            Err(cause) => {
+                // The first failure is what the user needs.
+                let _ = prepared.finish();
+                let doing = "cannot take signals".into();
+                return Err(StepError { doing, cause: Some(cause), hint: None }.into());
+            }
+        };
         loop {
             let running = match launch::launch(prepared) {
                 Ok(running) => running,
@@ -145,7 +155,7 @@ impl Prepared {
                     return Err(error);
                 }
             };
-            let ended = running.wait();
+            let ended = running.wait(&signals);
             if !ended.exit.reboot {
                 let exit = ended.exit;
                 return ended.finish().map(|()| exit);
@@ -178,7 +188,7 @@ pub fn reap(
     let planned = spec.and_then(|spec| plan::build(spec, facts, layout).ok());
     let groups = last.iter().map(|state| state.cgroup.clone());
     let groups = groups.chain(planned.map(|p| cgroup::host_path(&p.cgroup)));
-    for path in groups.chain(prepare::default_cgroup(facts, name)) {
+    for path in groups.chain(prepare::default_cgroup(layout, facts, name)) {
         found |= path.exists();
         cgroup::remove(&path).map_err(doing)?;
     }

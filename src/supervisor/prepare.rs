@@ -15,7 +15,7 @@ use crate::plan::{CgroupPlan, IdPlan, TreePlan};
 use crate::rootfs::chown;
 use crate::rootfs::idmap::{self, IdRangeLock};
 use crate::rootfs::{Doing as _, HeldTree, StepError};
-use crate::spec::{ID_RANGE_SIZE, IdRange, MachineName, Ownership, UserMode, cgroup_name};
+use crate::spec::{ID_RANGE_SIZE, IdRange, Layout, MachineName, Ownership, UserMode};
 use crate::sys::path::RootFd;
 use crate::sys::process::FilterInsn;
 use crate::sys::{self, Context as _, socket};
@@ -159,10 +159,10 @@ fn listen(run_dir: &RunDir) -> sys::Result<OwnedFd> {
 }
 
 /// Where a machine's group would be if nothing else is said.
-pub(super) fn default_cgroup(facts: &HostFacts, name: &MachineName) -> Option<PathBuf> {
+pub(super) fn default_cgroup(layout: &Layout, facts: &HostFacts, name: &MachineName) -> Option<PathBuf> {
     let cgroup = facts.cgroup.as_ref()?;
     let parent = cgroup.delegated().trim_end_matches('/');
-    let plan = CgroupPlan { mount: cgroup.mount.clone(), group: format!("{parent}/{}", cgroup_name(name)) };
+    let plan = CgroupPlan { mount: cgroup.mount.clone(), group: format!("{parent}/{}", layout.cgroup_name(name)) };
     Some(cgroup::host_path(&plan))
 }
 
