@@ -1,0 +1,100 @@
+//! [`Layout`]: every place and name that the host sees because of a machine.
+
+use std::path::{Path, PathBuf};
+
+use super::{Layer, MachineName, Upper};
+
+/// Where everything lives on the host; every path is below one root so that tests run beside each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The layout below `root`; `/` is the system's.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// Directories that hold `machines/` and `profiles/`, strongest first.
+    pub fn config_dirs(&self) -> [PathBuf; 3] {
+        ["/etc/machinist", "/run/machinist/config", "/usr/lib/machinist"].map(|p| self.at(p))
+    }
+
+    /// The image store, shared with systemd's tools.
+    pub fn images(&self) -> PathBuf {
+        self.at("/var/lib/machines")
+    }
+
+    /// Parent of every machine's run directory.
+    pub fn run_root(&self) -> PathBuf {
+        self.at("/run/machinist")
+    }
+
+    /// State, lock and socket of a running machine.
+    pub fn run_dir(&self, name: &MachineName) -> PathBuf {
+        self.run_root().join("machines").join(name.as_str())
+    }
+
+    /// Uppers, id range and console log, kept from run to run.
+    pub fn state_dir(&self, name: &MachineName) -> PathBuf {
+        self.at("/var/lib/machinist").join(name.as_str())
+    }
+
+    /// Lock files of id ranges, at the place and in the manner of systemd-nspawn.
+    pub fn uid_locks(&self) -> PathBuf {
+        self.at("/run/systemd/nspawn-uid")
+    }
+
+    /// Turns a layer into the directory it stands for.
+    pub fn layer(&self, layer: &Layer) -> PathBuf {
+        match layer {
+            Layer::Image(name) => self.images().join(name.as_str()),
+            Layer::Path(path) => path.clone(),
+        }
+    }
+
+    /// The directory that holds `upper` and `work`, or `None` for one in memory.
+    pub fn upper(&self, name: &MachineName, upper: &Upper, which: &str) -> Option<PathBuf> {
+        match upper {
+            Upper::Persistent => Some(self.state_dir(name).join(which)),
+            Upper::Ephemeral => None,
+            Upper::Path(path) => Some(path.clone()),
+        }
+    }
+
+    /// Name of the control group of a machine, below its parent.
+    ///
+    /// Layouts with another root have names of their own: control groups are the one thing that a root cannot
+    /// hold, and a start removes what it finds under its name.
+    pub fn cgroup_name(&self, name: &MachineName) -> String {
+        if self.root == Path::new("/") {
+            return format!("machinist-{name}");
+        }
+        // FNV-1a: short, and the same in every build.
+        let hash = self.root.as_os_str().as_encoded_bytes().iter();
+        let hash = hash.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        format!("machinist-{name}-{hash:08x}")
+    }
+
+    /// The root itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_groups_of_different_roots_do_not_meet() {
+        let name = MachineName::parse("web").expect("valid");
+        assert_eq!(Layout::new("/").cgroup_name(&name), "machinist-web");
+        assert_ne!(Layout::new("/a").cgroup_name(&name), Layout::new("/b").cgroup_name(&name));
+    }
+}
