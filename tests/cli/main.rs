@@ -1,3 +1,4 @@
 //! What a user meets without root: machine files, their errors and everything the program prints.
 
 mod config;
+mod tidy;
