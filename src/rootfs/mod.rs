@@ -19,7 +19,7 @@ use crate::plan::{OverlayPlan, RootPlan, TreePlan, UpperPlan};
 use crate::spec::Volatile;
 use crate::sys::mount::{self, Attributes};
 use crate::sys::path::{RootFd, chown_at, make_node};
-use crate::sys::{self, Context as _, Errno};
+use crate::sys::{self, Context as _, Errno, process};
 
 /// A step that failed: the intention, the call below it, and what the user can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -356,14 +356,28 @@ pub fn overlay(
         None => None,
     };
     let layers: Vec<&OwnedFd> = lower.iter().map(|l| &l.tree).collect();
-    let result = match input {
+    // Overlay makes directories in the place for writes as whoever makes the overlay, now and later. Without an id
+    // on that mount it could not, and would quietly be read-only.
+    let is_mapped = upper.is_some() && ids.userns.is_some() && ids.map_tree;
+    let result = process::as_file_user(if is_mapped { ids.shift } else { 0 }, || match input {
         LayerInput::Descriptors => stack(&layers, writes),
         LayerInput::Attached(at) => stack_attached(&layers, writes, at),
-    };
-    result.map_err(|cause| {
+    });
+    let tree = result.map_err(|cause| {
         let hint = explain_overlay(lower);
         StepError { doing: format!("cannot stack {} layers as an overlay", lower.len()), cause: Some(cause), hint }
-    })
+    })?;
+    // What overlay does, without a word, when it cannot write there.
+    let is_read_only =
+        rustix::fs::fstatvfs(&tree).is_ok_and(|s| s.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    match upper {
+        Some(upper) if is_read_only => {
+            let place = upper.path.display();
+            Err(StepError::refused(format!("the overlay cannot write to '{place}'"))
+                .hint("is its file system full, or mounted read-only?"))
+        }
+        _ => Ok(tree),
+    }
 }
 
 fn memory_upper(shift: u32) -> sys::Result<OwnedFd> {

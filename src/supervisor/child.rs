@@ -268,6 +268,8 @@ fn become_leader(
     supervisor: &OwnedFd,
 ) -> Result<std::convert::Infallible, Option<StepError>> {
     let plan = setup.plan;
+    // Our copy of the supervisor's end would keep us waiting for one that died before we could be tied to it.
+    process::close_all_except(&[from_outer.as_fd(), supervisor.as_fd()]).doing(|| "cannot close descriptors".into())?;
     expect(handshake::receive(from_outer), &FromOuter::Mapped)?;
     setup.step("inner:started");
     if plan.namespaces.user {

@@ -320,7 +320,7 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     nix::unistd::setresuid(u, u, u).call(|| format!("setresuid({uid})"))
 }
 
-/// Runs `work` with the file system identity `id`, so that what it makes belongs to `id`.
+/// Runs `work` with the file system identity `id` and all our capabilities, so that what it makes belongs to `id`.
 ///
 /// On an idmapped mount a creator without an id of the map is refused (EOVERFLOW), so a later chown is no way.
 pub fn as_file_user<T>(id: u32, work: impl FnOnce() -> T) -> T {
@@ -332,9 +332,15 @@ pub fn as_file_user<T>(id: u32, work: impl FnOnce() -> T) -> T {
     if id == 0 {
         return work();
     }
+    let rights = rustix::thread::capabilities(None);
+    let tie = nix::sys::prctl::get_pdeathsig();
     set(id, id);
+    // Leaving id 0 has taken those away that concern files.
+    let _ = rights.map(|rights| rustix::thread::set_capabilities(None, rights));
     let result = work();
     set(0, 0);
+    // Cleared by the change of ids.
+    let _ = tie.map(nix::sys::prctl::set_pdeathsig);
     result
 }
 

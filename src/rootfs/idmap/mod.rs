@@ -164,7 +164,9 @@ pub fn acquire(layout: &Layout, name: &MachineName, mode: UserMode) -> Result<Id
 /// Removes the lock files that a killed supervisor of this machine left, unless somebody holds them again.
 pub fn reap(layout: &Layout, name: &MachineName, mode: UserMode) -> Result<(), IdMapError> {
     let range = match mode {
-        UserMode::Auto => remembered(layout, name)?,
+        // Killed before it was remembered, it is most likely the first choice.
+        UserMode::Auto => remembered(layout, name)?
+            .or_else(|| candidates(name).next().map(|shift| IdRange { shift, size: ID_RANGE_SIZE })),
         UserMode::Range(range) => Some(range),
         UserMode::Identity | UserMode::Host => None,
     };
