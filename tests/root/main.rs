@@ -1,6 +1,9 @@
 //! Machines of real trees, on the real kernel, as root. Nothing here is skipped: without root it fails.
 
 mod isolation;
+mod bad_input;
+mod overlay;
+mod small_tree;
 mod smoke;
 #[allow(dead_code, reason = "used as more tests come")]
 mod support;
