@@ -1,7 +1,7 @@
 //! Machines of real trees, on the real kernel, as root. Nothing here is skipped: without root it fails.
 
-mod isolation;
 mod bad_input;
+mod isolation;
 mod overlay;
 mod small_tree;
 mod smoke;
