@@ -99,7 +99,7 @@ fn classify(root: &RootFd, path: &str) -> Result<Option<InitKind>, StepError> {
 }
 
 fn classify_content(content: &[u8]) -> Option<InitKind> {
-    let has = |needle: &str| content.windows(needle.len()).any(|w| w == needle.as_bytes());
+    let has = |needle: &str| memchr::memmem::find(content, needle.as_bytes()).is_some();
     if content.starts_with(b"#!") {
         return has("s6-linux-init").then_some(InitKind::S6);
     }

@@ -68,7 +68,9 @@ impl RootFd {
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
             return Ok(None);
         }
-        let mut data = Vec::new();
+        // Room for all of it and one more byte, so that it takes two calls whatever the size.
+        let size = usize::try_from(stat.st_size).unwrap_or(0).min(limit);
+        let mut data = Vec::with_capacity(size + 1);
         let read = std::fs::File::from(fd).take(limit as u64).read_to_end(&mut data);
         read.call(|| format!("read('/{path}' in the tree)"))?;
         Ok(Some(data))
