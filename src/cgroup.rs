@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use crate::plan::CgroupPlan;
 use crate::sys::bpf::{self, CharDevice};
 use crate::sys::path::chown_at;
-use crate::sys::{Context as _, Errno, Error, Result};
+use crate::sys::{Context as _, Errno, Error, READ_AT_ONCE, Result};
 
 /// The groups of one machine.
 #[derive(Debug)]
@@ -54,8 +54,8 @@ fn read_at(dir: impl AsFd, file: &str) -> Result<String> {
     use std::io::Read as _;
     let call = || format!("read '{file}'");
     let fd = rustix::fs::openat(dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call(call)?;
-    let mut text = String::new();
-    std::fs::File::from(fd).read_to_string(&mut text).call(call)?;
+    let mut text = String::with_capacity(READ_AT_ONCE);
+    std::fs::File::from(fd).take(u64::MAX).read_to_string(&mut text).call(call)?;
     Ok(text)
 }
 

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::sys::{Context as _, Errno, Error, Result};
+use crate::sys::{Context as _, Errno, Error, Result, read_text};
 
 /// Bit of `CAP_SYS_ADMIN` (`capabilities(7)`).
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -80,7 +80,7 @@ pub fn probe() -> Result<HostFacts> {
 }
 
 fn read(path: &str) -> Result<String> {
-    std::fs::read_to_string(path).call(|| format!("read('{path}')"))
+    read_text(Path::new(path))
 }
 
 fn capability_line(status: &str, key: &str) -> u64 {

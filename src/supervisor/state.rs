@@ -255,7 +255,7 @@ impl State {
 
 /// Start of a process in clock ticks since boot (`proc_pid_stat(5)`, field 22).
 pub fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = sys::read_text(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
     // The name in parentheses may hold anything, so count from its end.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }

@@ -60,6 +60,20 @@ impl<T> Context<T> for std::io::Result<T> {
     }
 }
 
+/// Room for the small files that the kernel makes, which say nothing of their size: one call reads them whole.
+pub const READ_AT_ONCE: usize = 4096;
+
+/// Reads a small text file.
+pub fn read_text(path: &std::path::Path) -> Result<String> {
+    use std::io::Read as _;
+    let call = || format!("read('{}')", path.display());
+    let file = std::fs::File::open(path).call(call)?;
+    let mut text = String::with_capacity(READ_AT_ONCE);
+    // Limited, so that the library uses our room instead of asking for the size.
+    file.take(u64::MAX).read_to_string(&mut text).call(call)?;
+    Ok(text)
+}
+
 /// Turns the -1 of a raw call into the errno.
 fn check(result: libc::c_long) -> nix::Result<i32> {
     if result < 0 {
