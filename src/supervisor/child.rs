@@ -39,6 +39,8 @@ pub(super) struct Setup<'a> {
     pub(super) console: super::console::Mode,
     pub(super) console_size: Option<rustix::termios::Winsize>,
     pub(super) supervisor: i32,
+    /// Signals that do not have their default action in the supervisor.
+    pub(super) signals: u64,
     /// A step of [`handshake::STEPS`] at which a test wants the process dead.
     pub(super) die_at: Option<&'a str>,
 }
@@ -308,7 +310,7 @@ fn become_leader(
     setup.step("inner:go");
     let program = Program::new(setup, init, kind)?;
     reset_limits().doing(|| "cannot reset the resource limits".into())?;
-    process::reset_signals().doing(|| "cannot reset signals".into())?;
+    process::reset_signals(setup.signals).doing(|| "cannot reset signals".into())?;
     process::close_from_on_exec(3).doing(|| "cannot close descriptors".into())?;
     if matches!(plan.exec.payload, Payload::Command { .. }) {
         stub::run(setup, &program, supervisor);

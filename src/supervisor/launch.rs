@@ -28,6 +28,7 @@ pub(super) struct Launched {
     pub(super) notify: OwnedFd,
     channel: OwnedFd,
     master: OwnedFd,
+    outer: OwnedFd,
 }
 
 /// Makes the machine and executes its payload.
@@ -88,6 +89,7 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
         console: job.console,
         console_size: rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok(),
         supervisor: Pid::this().as_raw(),
+        signals: process::changed_signals(),
         die_at: wanted.as_deref(),
     };
     let how = Clone { namespaces: process::ns::MOUNT, cgroup: Some(prepared.group.payload()), ..Clone::default() };
@@ -97,7 +99,7 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
     };
     drop(theirs);
     let message = handshake::receive::<FromChild>(&ours).doing(talk)?;
-    let ended = process::wait_pidfd(&outer, true).doing(talk)?;
+    let ended = || process::wait_pidfd(&outer, true).doing(talk).map_err(MachineError::from);
     match message {
         Some((FromChild::Ready { leader, init, kind }, fds)) => {
             let mut fds = fds.into_iter();
@@ -130,10 +132,10 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
                 definition: job.definition.clone(),
                 status: None,
             };
-            Ok(Launched { leader: pidfd, state, notify, channel: ours, master })
+            Ok(Launched { leader: pidfd, state, notify, channel: ours, master, outer })
         }
-        Some((FromChild::Failed(failure), _)) => Err(StepError::from(failure).into()),
-        None if ended == Some(process::Ended::Exited(0)) => Err(MachineError::Vanished("inner child")),
+        Some((FromChild::Failed(failure), _)) => ended().and(Err(StepError::from(failure).into())),
+        None if ended()? == Some(process::Ended::Exited(0)) => Err(MachineError::Vanished("inner child")),
         None => Err(MachineError::Vanished("outer child")),
     }
 }
@@ -178,6 +180,8 @@ fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineErro
             }
         })?;
     }
+    // It ends while we were busy; no process with the host's rights is left when the payload begins.
+    process::wait_pidfd(&launched.outer, true).doing(talk)?;
     handshake::send(&launched.channel, &ToInner::Go, &[]).doing(talk)?;
     match handshake::receive::<FromChild>(&launched.channel).doing(talk)? {
         None if still_runs(&launched.leader) => Ok(()),

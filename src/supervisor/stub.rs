@@ -75,11 +75,9 @@ fn reap(command: nix::unistd::Pid) {
 }
 
 fn execute(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) -> ! {
-    let ready = process::reset_signals().and_then(|()| process::take_terminal(stdin())).map_err(|cause| StepError {
-        doing: "cannot prepare the command".into(),
-        cause: Some(cause),
-        hint: None,
-    });
+    let ready = process::reset_signals(setup.signals)
+        .and_then(|()| process::take_terminal(stdin()))
+        .map_err(|cause| StepError { doing: "cannot prepare the command".into(), cause: Some(cause), hint: None });
     if let Err(error) = ready.and_then(|()| limit(setup)) {
         fail(supervisor, error);
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::{Context, Errno, Error, Result, check};
+use super::{Context, Errno, Error, Result, check, read_text};
 
 /// `CLONE_INTO_CGROUP`; the libc crate's constant overflows to 0.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -350,12 +350,23 @@ pub fn take_terminal(tty: impl AsFd) -> Result<()> {
     rustix::process::ioctl_tiocsctty(tty).call(|| "ioctl(TIOCSCTTY)".into())
 }
 
-/// Gives every signal its default action and blocks none, as exec's successor expects.
-pub fn reset_signals() -> Result<()> {
+/// The signals that this process ignores or handles, bit 0 for signal 1; all of them if that cannot be read.
+pub fn changed_signals() -> u64 {
+    let Ok(status) = read_text(Path::new("/proc/self/status")) else { return u64::MAX };
+    ["SigIgn:", "SigCgt:"].iter().fold(0, |set, key| {
+        let value = status.lines().find_map(|line| line.strip_prefix(key));
+        set | value.and_then(|v| u64::from_str_radix(v.trim(), 16).ok()).unwrap_or(u64::MAX)
+    })
+}
+
+/// Gives the signals of `changed` their default action and blocks none, as exec's successor expects.
+///
+/// `changed` is what [`changed_signals`] said before, or everything.
+pub fn reset_signals(changed: u64) -> Result<()> {
     // The kernel's `struct sigaction` with the default action. libc would refuse its own two signals, and
     // whoever called us may have had them ignored.
     let default = [0_u64; 4];
-    for number in 1..=libc::SIGRTMAX() {
+    for number in (1..=libc::SIGRTMAX()).filter(|number| changed >> (number - 1) & 1 != 0) {
         // SAFETY: reads 32 bytes of ours and sets a default action; KILL and STOP are refused, which is fine.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), std::ptr::null::<u64>(), 8_usize) };
     }

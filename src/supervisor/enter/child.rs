@@ -196,7 +196,7 @@ fn prepare_exec(has_terminal: bool, socket: &OwnedFd) -> sys::Result<()> {
         nix::unistd::setsid().call(|| "setsid".into())?;
     }
     process::close_from_on_exec(3)?;
-    process::reset_signals()
+    process::reset_signals(u64::MAX)
 }
 
 impl Image {
