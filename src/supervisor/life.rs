@@ -329,21 +329,24 @@ impl Running {
     /// Asks the init, or notes when to try again: one that has just begun does not listen yet.
     fn ask_init(&mut self) {
         let now = Instant::now();
-        let Some(request) = self.stop.as_ref().filter(|s| s.ask_at.is_some_and(|at| at <= now)).map(|s| s.request)
-        else {
-            return;
-        };
+        let due = |s: &&Stopping| s.command.is_none() && !s.killed && s.ask_at.is_some_and(|at| at <= now);
+        let Some(request) = self.stop.as_ref().filter(due).map(|s| s.request) else { return };
         let (command, wait) = match stop::way(self.state.init_kind, request) {
             Way::Signal(signal) => {
                 // Ended already: the loop is about to see it.
                 let _ = process::pidfd_send_signal(&self.leader, signal);
                 (None, SIGNAL_AGAIN)
             }
+            Way::Init(argument) => {
+                let init = self.state.init.as_deref().unwrap_or("/sbin/init");
+                (self.start_command(&[init, argument]), COMMAND_AGAIN)
+            }
             Way::Command(argv) => (self.start_command(argv), COMMAND_AGAIN),
         };
         if let Some(stop) = &mut self.stop {
             stop.command = command;
-            stop.ask_at = Some(now + wait);
+            // The stub of a command misses nothing, and many programs take a second SIGTERM for "at once".
+            stop.ask_at = self.state.init.is_some().then(|| now + wait);
         }
     }
 

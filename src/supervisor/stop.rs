@@ -16,6 +16,8 @@ pub enum Request {
 pub enum Way {
     /// This signal to the leader.
     Signal(i32),
+    /// The init's own program, run once more inside the machine with this argument.
+    Init(&'static str),
     /// This command, run inside the machine.
     Command(&'static [&'static str]),
 }
@@ -31,8 +33,8 @@ pub fn way(kind: Option<InitKind>, request: Request) -> Way {
         (Some(InitKind::Systemd), Poweroff) => rt(4),
         (Some(InitKind::Systemd), Reboot) => rt(5),
         // Signals mean nothing or need lines in inittab; the init's own client always works.
-        (Some(InitKind::Sysvinit | InitKind::Runit), Poweroff) => Way::Command(&["/sbin/init", "0"]),
-        (Some(InitKind::Sysvinit | InitKind::Runit), Reboot) => Way::Command(&["/sbin/init", "6"]),
+        (Some(InitKind::Sysvinit | InitKind::Runit), Poweroff) => Way::Init("0"),
+        (Some(InitKind::Sysvinit | InitKind::Runit), Reboot) => Way::Init("6"),
         (Some(InitKind::Openrc), Poweroff) => Way::Command(&["/sbin/openrc-shutdown", "-p", "now"]),
         (Some(InitKind::Openrc), Reboot) => Way::Command(&["/sbin/openrc-shutdown", "-r", "now"]),
         // The same two signals mean the opposite for s6.
