@@ -1,6 +1,7 @@
 //! Machines of real trees, on the real kernel, as root. Nothing here is skipped: without root it fails.
 
 mod bad_input;
+mod boots;
 mod isolation;
 mod overlay;
 mod small_tree;
