@@ -285,24 +285,19 @@ fn is_overlay(fd: &OwnedFd) -> bool {
     rustix::fs::fstatfs(fd).is_ok_and(|s| s.f_type == libc::OVERLAYFS_SUPER_MAGIC)
 }
 
-/// How overlay is told its layers on this kernel.
+/// How trees are put together on this kernel.
 #[derive(Debug, Clone, Copy)]
-pub enum LayerInput<'a> {
-    /// As open files (Linux 6.13).
-    Descriptors,
-    /// By path, attached to a tmpfs on this directory of the host first, in our own mount namespace.
-    Attached(BorrowedFd<'a>),
+pub struct Means<'a> {
+    /// Overlay takes its layers as open files (Linux 6.13); else by path, attached at `scratch` first.
+    pub layer_fds: bool,
+    /// A directory of the host on which our own mount namespace may have anything mounted.
+    pub scratch: &'a Path,
 }
 
 /// Builds the root as a detached mount.
 ///
 /// Runs in the outer child: a mount namespace of its own with the rights of the host.
-pub fn build(
-    plan: &RootPlan,
-    made: &MountedTree<'_>,
-    ids: Ids<'_>,
-    input: LayerInput<'_>,
-) -> Result<OwnedFd, StepError> {
+pub fn build(plan: &RootPlan, made: &MountedTree<'_>, ids: Ids<'_>, means: Means<'_>) -> Result<OwnedFd, StepError> {
     let tree = match made {
         MountedTree::Directory(directory) => {
             map(&directory.tree, true, ids, directory.path)?;
@@ -311,13 +306,13 @@ pub fn build(
             let copy = directory.tree.try_clone().call(|| "dup".into());
             copy.doing(|| format!("cannot keep '{}'", directory.path.display()))?
         }
-        MountedTree::Overlay { lower, upper, memory } => overlay(lower, upper.as_ref(), *memory, ids, input)?,
+        MountedTree::Overlay { lower, upper, memory } => overlay(lower, upper.as_ref(), *memory, ids, means)?,
     };
     let attributes = Attributes { read_only: plan.read_only, nodev: ids.userns.is_some(), ..Attributes::default() };
     if attributes != Attributes::default() {
         mount::add_attributes(&tree, true, attributes).doing(|| "cannot set the flags of the root mount".into())?;
     }
-    if plan.volatile == Volatile::Yes { volatile_root(tree, ids) } else { Ok(tree) }
+    if plan.volatile == Volatile::Yes { volatile_root(&tree, ids, means.scratch) } else { Ok(tree) }
 }
 
 fn map(tree: &OwnedFd, recursive: bool, ids: Ids<'_>, path: &Path) -> Result<(), StepError> {
@@ -341,7 +336,7 @@ pub fn overlay(
     upper: Option<&MountedDirectory<'_>>,
     memory: bool,
     ids: Ids<'_>,
-    input: LayerInput<'_>,
+    means: Means<'_>,
 ) -> Result<OwnedFd, StepError> {
     for layer in lower.iter().chain(upper) {
         map(&layer.tree, false, ids, layer.path)?;
@@ -359,9 +354,8 @@ pub fn overlay(
     // Overlay makes directories in the place for writes as whoever makes the overlay, now and later. Without an id
     // on that mount it could not, and would quietly be read-only.
     let is_mapped = upper.is_some() && ids.userns.is_some() && ids.map_tree;
-    let result = process::as_file_user(if is_mapped { ids.shift } else { 0 }, || match input {
-        LayerInput::Descriptors => stack(&layers, writes),
-        LayerInput::Attached(at) => stack_attached(&layers, writes, at),
+    let result = process::as_file_user(if is_mapped { ids.shift } else { 0 }, || {
+        if means.layer_fds { stack(&layers, writes) } else { stack_attached(&layers, writes, means.scratch) }
     });
     let tree = result.map_err(|cause| {
         let hint = explain_overlay(lower);
@@ -406,9 +400,9 @@ fn stack(layers: &[&OwnedFd], writes: Option<&OwnedFd>) -> sys::Result<OwnedFd> 
 }
 
 /// For kernels that know layers only by path: attaches each on a scratch tmpfs in our own namespace.
-fn stack_attached(layers: &[&OwnedFd], writes: Option<&OwnedFd>, at: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
+fn stack_attached(layers: &[&OwnedFd], writes: Option<&OwnedFd>, at: &Path) -> sys::Result<OwnedFd> {
     let scratch = mount::create("tmpfs", &[], Attributes::DATA)?;
-    mount::attach(&scratch, at)?;
+    attach_scratch(&scratch, at)?;
     let base = format!("/proc/self/fd/{}", scratch.as_raw_fd());
     let mut names = Vec::new();
     let place = |tree: &OwnedFd, name: &str| {
@@ -431,6 +425,14 @@ fn stack_attached(layers: &[&OwnedFd], writes: Option<&OwnedFd>, at: BorrowedFd<
     mount::create("overlay", &options, Attributes::default())
 }
 
+/// Attaches a tree in our own mount namespace, which is opened by path for that: a descriptor of the supervisor
+/// would lead into its one.
+fn attach_scratch(tree: &OwnedFd, at: &Path) -> sys::Result<()> {
+    let onto = rustix::fs::open(at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .call(|| format!("open('{}')", at.display()))?;
+    mount::attach(tree, &onto)
+}
+
 /// Finds, after a failure, what the kernel's EINVAL meant.
 fn explain_overlay(lower: &[MountedDirectory<'_>]) -> Option<String> {
     let layer = lower.iter().find(|layer| is_overlay(&layer.tree))?;
@@ -438,7 +440,7 @@ fn explain_overlay(lower: &[MountedDirectory<'_>]) -> Option<String> {
 }
 
 /// A root in memory with only `/usr` of the tree, as systemd's stateless systems want it.
-fn volatile_root(tree: OwnedFd, ids: Ids<'_>) -> Result<OwnedFd, StepError> {
+fn volatile_root(tree: &OwnedFd, ids: Ids<'_>, scratch: &Path) -> Result<OwnedFd, StepError> {
     let doing = || "cannot make a volatile root".to_owned();
     let root = mount::create(
         "tmpfs",
@@ -447,18 +449,16 @@ fn volatile_root(tree: OwnedFd, ids: Ids<'_>) -> Result<OwnedFd, StepError> {
     )
     .doing(doing)?;
     chown_at(root.as_fd(), ".", ids.shift, ids.shift).doing(doing)?;
-    let source = RootFd::from_fd(tree);
+    // The kernel copies parts only of what is attached in our own mount namespace.
+    attach_scratch(tree, scratch).doing(doing)?;
+    let source = RootFd::from_fd(tree.try_clone().call(|| "dup".into()).doing(doing)?);
     for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
         let Ok(link) = rustix::fs::readlinkat(&source, name, Vec::new()) else { continue };
         rustix::fs::symlinkat(&link, &root, name).call(|| format!("symlinkat('{name}')")).doing(doing)?;
     }
     let usr = source.open_plain("usr", OFlags::PATH | OFlags::DIRECTORY).doing(doing)?;
     make_node(root.as_fd(), "usr", FileType::Directory, 0o755, (0, 0), ids.shift).doing(doing)?;
-    let usr = mount::copy_tree(&usr, Path::new(""), true).map_err(|cause| StepError {
-        doing: doing(),
-        cause: Some(cause),
-        hint: Some("`volatile = \"yes\"` needs Linux 6.15 or later".into()),
-    })?;
+    let usr = mount::copy_tree(&usr, Path::new(""), true).doing(doing)?;
     mount::attach_at(&usr, &root, "usr").doing(doing)?;
     Ok(root)
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::{Doing as _, Ids, LayerInput, MountedTree, StepError, overlay};
+use super::{Doing as _, Ids, Means, MountedTree, StepError, overlay};
 use crate::plan::mounts::{ApiFs, Dead, Entry, MountOp, Node, Text};
 use crate::spec::{Bind, BindIdmap, IdMapEntry, IdsOf, Propagation, Tmpfs};
 use crate::sys::mount::{self, Attributes};
@@ -57,8 +57,8 @@ pub struct Mounter<'a> {
     pub ids: Ids<'a>,
     /// Whether a tmpfs can be idmapped (Linux 6.3), which saves a chown for each node.
     pub tmpfs_idmap: bool,
-    /// How overlays are told their layers.
-    pub layers: LayerInput<'a>,
+    /// How overlays are put together.
+    pub means: Means<'a>,
     /// The not yet bound notification socket.
     pub notify: BorrowedFd<'a>,
     /// Texts for files.
@@ -103,7 +103,7 @@ impl Mounter<'_> {
                 MountOp::Bind(bind) => self.bind(bind)?,
                 MountOp::Overlay { target, .. } => {
                     if let Some(MountedTree::Overlay { lower, upper, memory }) = overlays.next() {
-                        let tree = overlay(lower, upper.as_ref(), *memory, self.ids, self.layers)?;
+                        let tree = overlay(lower, upper.as_ref(), *memory, self.ids, self.means)?;
                         self.place(&tree, target.relative(), false)?;
                     }
                 }

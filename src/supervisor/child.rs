@@ -15,7 +15,7 @@ use super::stub;
 use crate::plan::Plan;
 use crate::plan::mounts::MountOp;
 use crate::rootfs::mounts::{ApiMounts, Mounter, Texts, attach_root, enter_root};
-use crate::rootfs::{Doing as _, Ids, LayerInput, MountedTree, StepError, build, init};
+use crate::rootfs::{Doing as _, Ids, Means, MountedTree, StepError, build, init};
 use crate::spec::{IdMapEntry, IdRange, IdsOf, InitKind, Payload};
 use crate::sys::mount::{self, Attributes, Propagation};
 use crate::sys::process::{self, Clone, FilterInsn, Fork, ns};
@@ -32,7 +32,7 @@ pub(super) struct Setup<'a> {
     pub(super) filter: &'a [FilterInsn],
     pub(super) texts: &'a Texts,
     pub(super) notify: BorrowedFd<'a>,
-    pub(super) run_dir: BorrowedFd<'a>,
+    pub(super) run_dir: &'a std::path::Path,
     pub(super) environment: &'a [(String, String)],
     pub(super) layer_fds: bool,
     pub(super) tmpfs_idmap: bool,
@@ -103,8 +103,8 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
         userns: userns.as_ref().filter(|_| shifted).map(AsFd::as_fd),
         map_tree: setup.map_tree,
     };
-    let layers = if setup.layer_fds { LayerInput::Descriptors } else { LayerInput::Attached(setup.run_dir) };
-    let root = attach_root(build(&plan.root, setup.tree, ids, layers)?)?;
+    let means = Means { layer_fds: setup.layer_fds, scratch: setup.run_dir };
+    let root = attach_root(build(&plan.root, setup.tree, ids, means)?)?;
     setup.step("outer:root");
     init::check_etc(&root)?;
     if plan.root.check_os_release {
@@ -117,7 +117,7 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
         root: &root,
         ids,
         tmpfs_idmap: setup.tmpfs_idmap,
-        layers,
+        means,
         notify: setup.notify,
         texts: setup.texts,
         overlays: setup.overlays,

@@ -82,7 +82,7 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
         filter: &prepared.filter,
         texts: &texts,
         notify: notify.as_fd(),
-        run_dir: prepared.run_dir.fd(),
+        run_dir: prepared.run_dir.path(),
         environment: &environment,
         layer_fds: job.facts.overlay_layer_fds() && !act_old(),
         tmpfs_idmap: job.facts.kernel >= (6, 3) && !act_old(),

@@ -138,6 +138,11 @@ impl RunDir {
         self.dir.as_fd()
     }
 
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The state that a killed supervisor left.
     pub fn left_over(&self) -> Option<State> {
         let text = std::fs::read(self.path.join(FILE)).ok()?;

@@ -4,6 +4,7 @@ mod bad_input;
 mod boots;
 mod isolation;
 mod overlay;
+mod roots;
 mod small_tree;
 mod smoke;
 #[allow(dead_code, reason = "used as more tests come")]
