@@ -18,6 +18,7 @@ use crate::rootfs::mounts::{ApiMounts, Mounter, Texts, attach_root, enter_root};
 use crate::rootfs::{Doing as _, Ids, Means, MountedTree, StepError, build, init};
 use crate::spec::{IdMapEntry, IdRange, IdsOf, InitKind, Payload};
 use crate::sys::mount::{self, Attributes, Propagation};
+use crate::sys::path::RootFd;
 use crate::sys::process::{self, Clone, FilterInsn, Fork, ns};
 use crate::sys::{self, Context as _, Errno, Error};
 
@@ -112,7 +113,7 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     }
     let init = init::find(&root, &plan.exec.payload)?;
     let (api, master) = receive_api(&ours)?;
-    let make_userns = |map: &[IdMapEntry]| make_userns(map, setup.shift());
+    let make_userns = |map: &[IdMapEntry]| make_userns(map, setup.shift(), &root);
     Mounter {
         root: &root,
         ids,
@@ -209,13 +210,24 @@ fn open_userns(pid: i32) -> sys::Result<OwnedFd> {
 }
 
 /// Makes a user namespace for a bind with a map of its own: the mount's ids to host ids.
-fn make_userns(map: &[IdMapEntry], shift: u32) -> sys::Result<OwnedFd> {
+///
+/// The kernel makes none for a process whose root is not the topmost one of its mount namespace, as ours is not
+/// while the new root lies on it; so the process that becomes the namespace goes there first.
+fn make_userns(map: &[IdMapEntry], shift: u32, root: &RootFd) -> sys::Result<OwnedFd> {
     let (keep, wait) = sys::socket::pair()?;
-    let how = Clone { namespaces: ns::USER, ..Clone::default() };
-    let (pid, pidfd) = match process::clone3(how)? {
+    let (pid, pidfd) = match process::clone3(Clone::default())? {
         Fork::Child => {
             drop(keep);
-            // Lives until its maker closes the other end.
+            let made = rustix::process::fchdir(root)
+                .and_then(|()| rustix::process::chroot("."))
+                .call(|| "chroot".into())
+                .and_then(|()| process::unshare(ns::USER));
+            // Lives until its maker closes the other end; an answer that cannot be sent is missed there.
+            let _ = sys::socket::send(
+                &wait,
+                &[made.map_or_else(|e| u8::try_from(e.errno as i32).unwrap_or(u8::MAX), |()| 0)],
+                &[],
+            );
             let _ = sys::socket::receive(&wait, &mut [0; 1]);
             process::exit_now(0)
         }
@@ -223,6 +235,11 @@ fn make_userns(map: &[IdMapEntry], shift: u32) -> sys::Result<OwnedFd> {
     };
     drop(wait);
     let result = (|| {
+        let mut answer = [u8::MAX];
+        sys::socket::receive(&keep, &mut answer)?;
+        if answer != [0] {
+            return Err(Error { call: "unshare(CLONE_NEWUSER)".into(), errno: Errno::from_raw(answer[0].into()) });
+        }
         for (file, of) in [("uid_map", IdsOf::Users), ("gid_map", IdsOf::Groups)] {
             let lines: String = map
                 .iter()
