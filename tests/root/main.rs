@@ -3,6 +3,7 @@
 mod bad_input;
 mod boots;
 mod isolation;
+mod mounts;
 mod overlay;
 mod roots;
 mod small_tree;
