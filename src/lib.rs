@@ -1,4 +1,99 @@
 //! Machinist boots whole Linux distributions as lightweight machines.
+//!
+//! # Bird's view
+//!
+//! A machine file says what a machine is. [`config`] reads it into a [`spec::MachineSpec`], in which everything has
+//! been checked; [`host`] finds out what this host can do; [`plan::build`] decides from the two, and from nothing
+//! else, everything that will be done; [`supervisor`] does it with the parts ([`rootfs`], [`cgroup`]) and all its
+//! force from [`sys`]. [`cli`] is the face. Deciding and doing never mix: a plan is data that `machinist plan` prints
+//! without root and tests compare.
+//!
+//! One process, the supervisor, owns one machine: its locks, its control group, its console and its first process,
+//! the leader. There is no daemon. Other commands find a machine through its run directory (a state file and a
+//! socket beside a lock that says they are true), or enter it by the leader's pidfd.
+//!
+//! # Code map
+//!
+//! From the bottom up; a module uses only what is above it in this list (`tests/cli/tidy.rs` checks that).
+//!
+//! | module | job |
+//! |---|---|
+//! | [`spec`] | the validated words, what one machine is asked to be, and every place and name on the host |
+//! | [`sys`] | system calls; the only `unsafe`; knows nothing of machines |
+//! | [`sys::process`] | clone3, pidfds, identities, capabilities, filters, and what happens just before exec |
+//! | [`sys::mount`] | trees that are built detached and live by descriptor |
+//! | [`sys::path`] | [`RootFd`](sys::path::RootFd), the only way to a path inside a machine's tree |
+//! | [`sys::inode`] | one file of an untrusted tree, looked at and changed through one descriptor |
+//! | [`sys::socket`], [`sys::lock`], [`sys::bpf`] | messages with descriptors; locks that end with us; the device filter |
+//! | [`host`] | [`HostFacts`](host::HostFacts): a few small reads, no privilege |
+//! | [`plan`] | pure: namespaces, ids, root, exec ([`plan::build`]); [`plan::mounts`], [`plan::privileges`], [`plan::seccomp`] |
+//! | [`config`] | files to definition: find, layer, check; every problem at once, with its place |
+//! | [`rootfs`] | holds the trees and makes the root; [`rootfs::mounts`] carries out the list below it |
+//! | [`rootfs::idmap`], [`rootfs::chown`] | picks, locks and remembers an id range; the last resort where maps do not work |
+//! | [`rootfs::init`] | finds a tree's init and tells its kind |
+//! | [`cgroup`] | the machine's groups: make, freeze, kill, remove |
+//! | [`supervisor`] | the life of a machine, with its diagram |
+//! | [`mod@supervisor::prepare`], [`supervisor::launch`], [`supervisor::life`] | take what the host gives; make the processes; the poll loop and the end |
+//! | [`supervisor::child`], [`supervisor::handshake`] | the two children, and what they say |
+//! | [`supervisor::stop`] | each init's own way to be stopped and restarted |
+//! | [`supervisor::console`], [`supervisor::control`], [`supervisor::state`] | pty, log and viewers; requests; what others may know |
+//! | [`supervisor::enter`] | commands in a running machine |
+//! | [`supervisor::seal`] | our own program cannot be written through a machine |
+//! | [`cli`] | the verbs, and everything that is printed |
+//!
+//! To read it in one go: [`spec`], [`plan`], [`supervisor::handshake`], [`supervisor::child`], [`supervisor::life`].
+//!
+//! # The life of a start
+//!
+//! 1. [`config::load`] finds the definition, its profiles and drop-ins and checks them; [`host::probe`] looks at the
+//!    host; [`plan::build`] decides.
+//! 2. [`supervisor::prepare()`] locks the machine's name, opens and locks its trees, picks or takes up its id range and
+//!    makes its control groups.
+//! 3. `start` puts a background supervisor into a group of its own at birth; `run` goes on in the caller's process.
+//! 4. The supervisor starts the outer child in the payload's group, in a new mount namespace and with the rights of the
+//!    host. That starts the inner child in all other namespaces, writes its id maps, and builds the root: layers
+//!    are id-mapped, then stacked.
+//! 5. A helper of the inner child that shares its memory makes the file systems that belong to the machine's
+//!    namespaces (`/proc`, `/sys`, `/dev/pts`, …) and hands them over; the outer child attaches everything, covers what
+//!    is to be hidden, moves to the new root and is gone.
+//! 6. The inner child, in the new root by now, takes a mount namespace that its own user namespace owns; all
+//!    mounts are locked for it by that. The supervisor writes the state file and opens the console, and says go.
+//! 7. The inner child drops what it must not have, loads the filter and executes the init. The socket's end of file
+//!    tells the supervisor that it worked.
+//! 8. The poll loop runs until the leader ends. A reboot goes back to step 4 with the same locks, groups, ids and
+//!    console; otherwise everything is given back in reverse order.
+//!
+//! # Invariants
+//!
+//! What is deliberately absent:
+//!
+//! - **No mount in the host's mount namespace**, not even for a moment, so a killed supervisor leaves none.
+//! - **No path below a machine's root but through [`RootFd`](sys::path::RootFd).** The tree is hostile before its first
+//!   start too.
+//! - **No `unsafe` outside [`sys`]**, and no call there whose error does not name the call, its arguments and errno.
+//! - **No second thread in a supervisor**: it forks, and its children use its memory until they execute.
+//! - **No I/O, clock or environment in [`plan`]**, and no decision after it.
+//! - **No process is ever moved between control groups.** A move waits until every processor has passed
+//!   through the scheduler (about 10 ms); all are born where they belong (`CLONE_INTO_CGROUP`).
+//! - **No chown of a tree** unless a definition asks for it.
+//! - **No host object without a name made from the machine's.** Guards do not run on SIGKILL; `reap` and the next start
+//!   find leftovers by name.
+//! - **No printing and no exit status outside [`cli`]**, and no logging: what fails is returned, once, as one line.
+//! - **Nothing of the machine is run or trusted to enter it**: users are looked up by us, through `RootFd`.
+//!
+//! # Where it departs from DESIGN.md
+//!
+//! - **The inner child does not begin in a mount namespace of its own.** It shares the outer child's, which the host's
+//!   user namespace owns, until everything is mounted, and copies it then: the kernel locks every mount that comes
+//!   into a mount namespace from a more privileged one. Masks and read-only views need no care of their own.
+//!   Since such a child cannot mount what belongs to its namespaces, a process that shares its memory does, in
+//!   a mount namespace made for that.
+//! - **A reboot is a turn of a loop in the supervisor**, not a new execution or exit status 133: locks, ids, viewers
+//!   of the console and its log go on without a gap. Units will come with the code that needs them.
+//! - **`run` stays in its caller's control group**; only `start` gives the supervisor one. Moving the caller's process
+//!   would cost the wait named above, and take it from where its service manager put it.
+//! - **Ephemeral uppers are a tmpfs** of the machine's mount namespace, not a directory that somebody must remove.
+//! - **[`config`] knows the words of [`plan::seccomp`]**, so that a wrong one is refused with its line in the file.
 
 pub mod cgroup;
 pub mod cli;
