@@ -10,13 +10,13 @@ use super::console::{Console, Mode};
 use super::handshake::{self, FromChild, ToInner};
 use super::life::Running;
 use super::prepare::Prepared;
-use super::state::{Phase, State, start_time};
+use super::state::{Phase, State, has_executed, start_time};
 use super::{Job, MachineError};
 use crate::plan::TreePlan;
 use crate::plan::privileges::DEVICES;
 use crate::rootfs::mounts::Texts;
 use crate::rootfs::{Doing as _, StepError};
-use crate::spec::{MachineId, Ownership};
+use crate::spec::{MachineId, Ownership, Payload};
 use crate::sys::process::{self, Clone, Fork};
 use crate::sys::{self, socket};
 
@@ -182,10 +182,14 @@ fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineErro
     }
     // It ends while we were busy; no process with the host's rights is left when the payload begins.
     process::wait_pidfd(&launched.outer, true).doing(talk)?;
-    handshake::send(&launched.channel, &ToInner::Go, &[]).doing(talk)?;
+    match handshake::send(&launched.channel, &ToInner::Go, &[]) {
+        Err(e) if e.errno == sys::Errno::EPIPE => return Err(MachineError::Vanished("inner child")),
+        other => other.doing(talk)?,
+    }
+    let has_init = !matches!(prepared.job.plan.exec.payload, Payload::Command { .. });
     match handshake::receive::<FromChild>(&launched.channel).doing(talk)? {
-        None if still_runs(&launched.leader) => Ok(()),
-        // Executed and ended already: that is the payload's own story, told by its exit status.
+        None if has_init && !has_executed(launched.state.leader) => Err(MachineError::Vanished("inner child")),
+        // It may have ended already: that is the payload's own story, told by its exit status.
         None => Ok(()),
         Some((FromChild::Failed(failure), _)) => {
             // Reaped here, because nobody will wait for a machine that never ran.
@@ -194,10 +198,6 @@ fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineErro
         }
         Some((FromChild::Ready { .. }, _)) => Err(MachineError::Vanished("outer child")),
     }
-}
-
-fn still_runs(leader: &OwnedFd) -> bool {
-    process::pidfd_send_signal(leader, 0).is_ok()
 }
 
 /// A random UUID of version 4.

@@ -260,9 +260,20 @@ impl State {
 
 /// Start of a process in clock ticks since boot (`proc_pid_stat(5)`, field 22).
 pub fn start_time(pid: i32) -> Option<u64> {
+    stat_field(pid, 22)
+}
+
+/// Whether a child of ours, alive or not yet waited for, has executed a program since it was forked.
+pub fn has_executed(pid: i32) -> bool {
+    const PF_FORKNOEXEC: u64 = 0x40;
+    stat_field(pid, 9).is_some_and(|flags| flags & PF_FORKNOEXEC == 0)
+}
+
+/// A field of `proc_pid_stat(5)` after the second, by its number there.
+fn stat_field(pid: i32, number: usize) -> Option<u64> {
     let stat = sys::read_text(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
     // The name in parentheses may hold anything, so count from its end.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(number - 3)?.parse().ok()
 }
 
 #[cfg(test)]
