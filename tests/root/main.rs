@@ -4,6 +4,7 @@ mod bad_input;
 mod boots;
 mod isolation;
 mod mounts;
+mod kills;
 mod overlay;
 mod roots;
 mod small_tree;
