@@ -73,8 +73,9 @@
 //! - **No `unsafe` outside [`sys`]**, and no call there whose error does not name the call, its arguments and errno.
 //! - **No second thread in a supervisor**: it forks, and its children use its memory until they execute.
 //! - **No I/O, clock or environment in [`plan`]**, and no decision after it.
-//! - **No process is ever moved between control groups.** A move waits until every processor has passed
-//!   through the scheduler (about 10 ms); all are born where they belong (`CLONE_INTO_CGROUP`).
+//! - **No process is moved between control groups.** A move waits until every processor has passed through the
+//!   scheduler (about 10 ms); all are born where they belong (`CLONE_INTO_CGROUP`). One exception, where nobody
+//!   waits: a background supervisor leaves its group at its very end, so that the group can be removed.
 //! - **No chown of a tree** unless a definition asks for it.
 //! - **No host object without a name made from the machine's.** Guards do not run on SIGKILL; `reap` and the next start
 //!   find leftovers by name.

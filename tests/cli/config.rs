@@ -13,7 +13,7 @@ fn nowhere() -> Layout {
 }
 
 /// Every `*.toml` of a directory of the project, by name.
-fn files(dir: &str) -> Vec<PathBuf> {
+pub(crate) fn files(dir: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = fs::read_dir(dir)
         .expect("directory of the project")
         .map(|entry| entry.expect("entry").path())

@@ -1,4 +1,6 @@
 //! What a user meets without root: machine files, their errors and everything the program prints.
 
 mod config;
+mod plan;
+mod program;
 mod tidy;

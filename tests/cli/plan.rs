@@ -1,0 +1,96 @@
+//! What would be done for every example, on a host that can do everything and on one that can do little.
+//!
+//! A change of these snapshots is a change of what machines are made of: read it before `cargo insta accept`, or
+//! `INSTA_UPDATE=always`.
+
+use std::path::Path;
+
+use insta::{Settings, assert_snapshot};
+use machinist::cli::plan::describe;
+use machinist::config;
+use machinist::host::{CgroupFacts, HostFacts};
+use machinist::plan::{self, Plan, PlanError};
+use machinist::spec::Layout;
+
+use crate::config::files;
+
+/// Root on a current kernel, in a unit with a delegated group.
+fn privileged() -> HostFacts {
+    HostFacts {
+        privileged: true,
+        kernel: (6, 18),
+        capabilities: (1 << 41) - 1,
+        cgroup: Some(CgroupFacts {
+            mount: "/sys/fs/cgroup".into(),
+            own: "/machine.slice/machinist.service/supervisor".into(),
+        }),
+        os_release: "ID=debian\nVERSION_ID=\"13\"\n".into(),
+    }
+}
+
+/// A user on the oldest kernel, on a host with groups of both versions.
+fn rootless() -> HostFacts {
+    HostFacts {
+        privileged: false,
+        kernel: (5, 19),
+        capabilities: 0,
+        cgroup: Some(CgroupFacts { mount: "/sys/fs/cgroup/unified".into(), own: "/".into() }),
+        os_release: String::new(),
+    }
+}
+
+fn planned(file: &Path, facts: &HostFacts) -> Plan {
+    let layout = Layout::new("/");
+    let loaded = config::load(&layout, file.to_str().expect("text")).unwrap_or_else(|e| panic!("{e}"));
+    plan::build(&loaded.spec, facts, &layout).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
+/// Compares with `snapshots/KIND.NAME.snap`.
+fn snapshot(kind: &str, file: &Path, text: &str) {
+    let mut settings = Settings::clone_current();
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| {
+        let name = file.file_stem().expect("a name").to_string_lossy();
+        assert_snapshot!(format!("{kind}.{name}"), text);
+    });
+}
+
+#[test]
+fn every_example_is_planned_for_a_privileged_host() {
+    for file in files("machines") {
+        snapshot("plan", &file, &describe(&planned(&file, &privileged())));
+    }
+}
+
+#[test]
+fn every_example_is_planned_for_a_rootless_host() {
+    for file in files("machines") {
+        snapshot("plan-rootless", &file, &describe(&planned(&file, &rootless())));
+    }
+}
+
+#[test]
+fn a_plan_is_data() {
+    for file in ["machines/try.toml", "machines/everything.toml"].map(Path::new) {
+        let json = serde_json::to_string_pretty(&planned(file, &privileged())).expect("JSON");
+        snapshot("plan-json", file, &json);
+    }
+}
+
+#[test]
+fn a_plan_does_not_depend_on_the_moment() {
+    for file in files("machines") {
+        assert_eq!(planned(&file, &privileged()), planned(&file, &privileged()));
+    }
+}
+
+#[test]
+fn hosts_that_cannot_make_machines_are_told_why() {
+    let layout = Layout::new("/");
+    let spec = config::load(&layout, "machines/try.toml").unwrap_or_else(|e| panic!("{e}")).spec;
+    let refused = |facts: &HostFacts| plan::build(&spec, facts, &layout).expect_err("no machine can be made there");
+    assert_eq!(refused(&HostFacts { cgroup: None, ..privileged() }), PlanError::NoCgroup2);
+    let old = refused(&HostFacts { kernel: (5, 18), ..privileged() });
+    assert_eq!(old.to_string(), "the kernel is 5.18, and machines need Linux 5.19 or later");
+}
