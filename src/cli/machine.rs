@@ -365,6 +365,12 @@ fn enter<T>(
     work: impl FnOnce(&Target<'_>) -> Result<T, crate::supervisor::enter::EnterError>,
 ) -> Result<T, Failure> {
     let (name, state) = running(layout, name)?;
+    if cgroup::is_frozen(&state.cgroup) {
+        // What we put there would be frozen, too, and we would wait for it.
+        return Err(
+            Failure::new(format!("machine '{name}' is frozen")).hint(format!("`machinist thaw {name}` lets it go on"))
+        );
+    }
     if state.ids.is_none() {
         seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
     }

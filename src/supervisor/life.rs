@@ -320,6 +320,8 @@ impl Running {
         }
         self.state.phase = Phase::Stopping;
         self.save();
+        // A frozen init hears nothing.
+        let _ = cgroup::freeze(&self.state.cgroup, false);
         tell_service_manager("STOPPING=1");
         let ask_at = Some(Instant::now());
         self.stop = Some(Stopping { request, deadline, ask_at, command: None, killed: false });
