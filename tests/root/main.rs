@@ -11,3 +11,4 @@ mod small_tree;
 mod smoke;
 #[allow(dead_code, reason = "used as more tests come")]
 mod support;
+mod verbs;
