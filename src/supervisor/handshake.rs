@@ -17,7 +17,7 @@
 //!    |                      | -- Entered(init) -------------> |  own mount namespace: all is locked
 //!    |  state file, log     `- exits                          |  host name, terminal
 //!    | -- Go ----------------------------------------------> |  limits, filter, exec
-//!    | <- end of file, or Failed ---------------------------- |
+//!    | <- end of file, or Failed ---------------------------- |  (the stub of a command: Waiting, then these)
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -63,6 +63,9 @@ pub enum FromChild {
         /// Its kind, if we know it.
         kind: Option<InitKind>,
     },
+    /// The stub of a command has begun to wait for it. Sent by the inner child, which never executes a program
+    /// then.
+    Waiting,
     /// A step failed; the sender is about to exit.
     Failed(ChildFailure),
 }

@@ -16,7 +16,7 @@ use crate::plan::TreePlan;
 use crate::plan::privileges::DEVICES;
 use crate::rootfs::mounts::Texts;
 use crate::rootfs::{Doing as _, StepError};
-use crate::spec::{MachineId, Ownership, Payload};
+use crate::spec::{MachineId, Ownership};
 use crate::sys::process::{self, Clone, Fork};
 use crate::sys::{self, socket};
 
@@ -135,6 +135,7 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
             Ok(Launched { leader: pidfd, state, notify, channel: ours, master, outer })
         }
         Some((FromChild::Failed(failure), _)) => ended().and(Err(StepError::from(failure).into())),
+        Some((FromChild::Waiting, _)) => Err(MachineError::Vanished("outer child")),
         None if ended()? == Some(process::Ended::Exited(0)) => Err(MachineError::Vanished("inner child")),
         None => Err(MachineError::Vanished("outer child")),
     }
@@ -186,17 +187,20 @@ fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineErro
         Err(e) if e.errno == sys::Errno::EPIPE => return Err(MachineError::Vanished("inner child")),
         other => other.doing(talk)?,
     }
-    let has_init = !matches!(prepared.job.plan.exec.payload, Payload::Command { .. });
-    match handshake::receive::<FromChild>(&launched.channel).doing(talk)? {
-        None if has_init && !has_executed(launched.state.leader) => Err(MachineError::Vanished("inner child")),
-        // It may have ended already: that is the payload's own story, told by its exit status.
-        None => Ok(()),
-        Some((FromChild::Failed(failure), _)) => {
-            // Reaped here, because nobody will wait for a machine that never ran.
-            process::wait_pidfd(&launched.leader, true).doing(talk)?;
-            Err(StepError::from(failure).into())
+    let mut stub = false;
+    loop {
+        match handshake::receive::<FromChild>(&launched.channel).doing(talk)? {
+            Some((FromChild::Waiting, _)) => stub = true,
+            // It may have ended already: that is the payload's own story, told by its exit status.
+            None if stub || has_executed(launched.state.leader) => return Ok(()),
+            None => return Err(MachineError::Vanished("inner child")),
+            Some((FromChild::Failed(failure), _)) => {
+                // Reaped here, because nobody will wait for a machine that never ran.
+                process::wait_pidfd(&launched.leader, true).doing(talk)?;
+                return Err(StepError::from(failure).into());
+            }
+            Some((FromChild::Ready { .. }, _)) => return Err(MachineError::Vanished("outer child")),
         }
-        Some((FromChild::Ready { .. }, _)) => Err(MachineError::Vanished("outer child")),
     }
 }
 

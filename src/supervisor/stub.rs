@@ -38,6 +38,9 @@ pub(super) fn run(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) ->
         Ok(Fork::Parent(pid, pidfd)) => (pid, pidfd),
         Err(error) => fail(supervisor, error),
     };
+    if handshake::send(supervisor, &FromChild::Waiting, &[]).is_err() {
+        process::exit_now(1);
+    }
     // Nothing of the host stays open in a process of the machine, and the supervisor sees the end of file when
     // the command has been executed.
     if process::close_all_except(&[stdin(), stdout(), stderr(), pidfd.as_fd()]).is_err() {

@@ -98,6 +98,20 @@ dies! {
     supervisor_after_exec: "supervisor:running", "supervisor";
 }
 
+#[test]
+fn a_command_whose_inner_child_dies_has_not_been_started() {
+    let host = Host::new();
+    let machine = host.define("cmd", &format!("{MACHINE}[boot]\ncommand = [\"/bin/true\"]\n"));
+    // The last step is the stub's own, which executes nothing.
+    for step in ["inner:started", "inner:entered", "inner:go"] {
+        let output = start_dying_at(&host, &machine, step);
+        assert!(output.stderr.contains("inner child"), "{step}: {output:?}");
+        host.assert_nothing_left();
+    }
+    assert_eq!(host.run(&["run", &machine]).status, 0);
+    host.assert_nothing_left();
+}
+
 fn signal(pid: &str, signal: Signal) {
     kill(Pid::from_raw(pid.parse().expect("a number")), signal).expect("kill");
 }

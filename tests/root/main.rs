@@ -3,8 +3,8 @@
 mod bad_input;
 mod boots;
 mod isolation;
-mod mounts;
 mod kills;
+mod mounts;
 mod overlay;
 mod roots;
 mod small_tree;
