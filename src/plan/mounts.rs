@@ -198,8 +198,8 @@ pub(super) fn plan(spec: &MachineSpec, namespaces: Namespaces, layout: &Layout) 
         MountOp::Console,
         MountOp::Api { fs: ApiFs::Mqueue, target: "dev/mqueue" },
         tree("dev/shm", 0o1777, false, Vec::new()),
-        tmp(spec),
     ]);
+    ops.extend(tmp(spec));
     if spec.network == NetworkMode::Host {
         ops.push(MountOp::Resolver);
     }
@@ -207,13 +207,17 @@ pub(super) fn plan(spec: &MachineSpec, namespaces: Namespaces, layout: &Layout) 
     ops
 }
 
-/// `/tmp`: made from inside unless the file mounts something below it, which must come later.
-fn tmp(spec: &MachineSpec) -> MountOp {
-    let mut targets = spec.binds.iter().map(|b| &b.target).chain(spec.tmpfs.iter().map(|t| &t.target));
-    if targets.any(|t| t.is_at_or_below("/tmp")) || spec.overlays.iter().any(|o| o.target.is_at_or_below("/tmp")) {
-        return tree("tmp", 0o1777, true, Vec::new());
+/// `/tmp`: left to the file if that mounts something there which cannot be missing; else made from inside, unless
+/// the file mounts something below it, which must come later.
+fn tmp(spec: &MachineSpec) -> Option<MountOp> {
+    let always = || spec.tmpfs.iter().map(|t| &t.target).chain(spec.overlays.iter().map(|o| &o.target));
+    if always().any(|target| target.as_str() == "/tmp") {
+        return None;
     }
-    MountOp::Unlocked { target: "tmp", mode: 0o1777 }
+    if always().chain(spec.binds.iter().map(|b| &b.target)).any(|target| target.is_at_or_below("/tmp")) {
+        return Some(tree("tmp", 0o1777, true, Vec::new()));
+    }
+    Some(MountOp::Unlocked { target: "tmp", mode: 0o1777 })
 }
 
 /// What the file asks for: parents before children, else in the file's order; tmpfs and overlays before the
