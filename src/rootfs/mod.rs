@@ -358,7 +358,10 @@ pub fn overlay(
         if means.layer_fds { stack(&layers, writes) } else { stack_attached(&layers, writes, means.scratch) }
     });
     let tree = result.map_err(|cause| {
-        let hint = explain_overlay(lower);
+        let hint = match cause.errno {
+            Errno::ELOOP => Some("one of the layers lies inside another; give each a directory of its own".into()),
+            _ => explain_overlay(lower),
+        };
         StepError { doing: format!("cannot stack {} layers as an overlay", lower.len()), cause: Some(cause), hint }
     })?;
     // What overlay does, without a word, when it cannot write there.

@@ -185,3 +185,42 @@ fn volatile_yes_keeps_only_usr() {
         }
     }
 }
+
+#[test]
+fn chown_on_request_changes_owners_once() {
+    let host = Host::new();
+    let tree = own_tree(&host, "tree");
+    std::os::unix::fs::chown(tree.join("etc/passwd"), Some(33), Some(44)).expect("chown");
+    let shift = 1_500_053_504;
+    let users = format!("[users]\nownership = \"chown\"\nmode = {{ shift = {shift}, size = 65536 }}");
+    let toml = format!("[root]\ndirectory = \"{{root}}/tree\"\n{users}");
+    let script = "stat -c '%u:%g' / /etc/passwd; touch /new; stat -c %u /new";
+    let times = |file: &str| {
+        let stat = tree.join(file).symlink_metadata().expect("stat");
+        (stat.ctime(), stat.ctime_nsec())
+    };
+    assert_eq!(run(&host, &toml, script, false), "0:0\n33:44\n0\n");
+    let owners = ["", "etc/passwd", "new", "usr/bin/busybox"].map(|f| owner(&tree.join(f)));
+    assert_eq!(owners, [(shift, shift), (shift + 33, shift + 44), (shift, shift), (shift, shift)]);
+    let before = times("etc/passwd");
+    assert_eq!(run(&host, &toml, script, false), "0:0\n33:44\n0\n");
+    assert_eq!(times("etc/passwd"), before, "nothing is changed the second time");
+    // The files have their ids already.
+    let off = toml.replace("chown", "off");
+    assert_eq!(run(&host, &off, script, false), "0:0\n33:44\n0\n");
+    assert_eq!(owner(&tree.join("etc/passwd")), (shift + 33, shift + 44));
+}
+
+#[test]
+fn layers_inside_one_another_are_refused_with_a_reason() {
+    let host = Host::new();
+    layer(&host, "outer/inner", &[("x", "y")]);
+    let machine = host.define(
+        "m",
+        "[root.overlay]\nlower = [\"{root}/outer/inner\", \"{root}/outer\", \"{busybox}\"]\nupper = \"ephemeral\"\n[boot]\ncommand = [\"/bin/true\"]\n",
+    );
+    let output = host.run(&["run", &machine]);
+    assert_eq!(output.status, 1);
+    assert!(output.stderr.contains("one of the layers lies inside another"), "{output:?}");
+    host.assert_nothing_left();
+}
