@@ -333,8 +333,8 @@ fn an_id_range_that_another_program_has_locked_is_refused() {
     let path = locks.join("1000013824");
     let file = std::fs::File::create(&path).expect("create");
     let whole = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
+        l_type: i16::try_from(libc::F_WRLCK).expect("small"),
+        l_whence: i16::try_from(libc::SEEK_SET).expect("small"),
         l_start: 0,
         l_len: 0,
         l_pid: 0,
