@@ -296,3 +296,38 @@ fn a_machine_sees_only_its_own_processes_groups_and_ipc() {
     }
     end(&host, &machine);
 }
+
+#[test]
+fn unknown_system_calls_do_not_exist_and_forbidden_ones_are_forbidden() {
+    let host = Host::new();
+    // perl can make any system call, and every Debian has it.
+    let root = "[root]\noverlay = { lower = [\"/\"], upper = \"ephemeral\" }\n";
+    let machine = started(
+        &host,
+        &format!("{root}[boot]\ncommand = [\"sleep\", \"10000\"]\n[security.seccomp]\ndeny = [\"chdir\"]\n"),
+    );
+    let errno = |call: &str| host.ok(&["exec", &machine, "perl", "-e", &format!("{call}; print $!+0")]);
+    assert_eq!(errno("syscall(100000)"), libc::ENOSYS.to_string());
+    assert_eq!(errno(&format!("syscall({}, 0, 0, 0)", libc::SYS_init_module)), libc::EPERM.to_string());
+    assert_eq!(errno("chdir('/')"), libc::EPERM.to_string());
+    end(&host, &machine);
+}
+
+#[test]
+fn the_hosts_keys_are_out_of_reach() {
+    let host = Host::new();
+    let root = "[root]\noverlay = { lower = [\"/\"], upper = \"ephemeral\" }\n";
+    let machine = started(
+        &host,
+        &format!("{root}[boot]\ncommand = [\"sleep\", \"10000\"]\n[security.seccomp]\nallow = [\"@keyring\"]\n"),
+    );
+    // KEYCTL_GET_KEYRING_ID of the session's, the user's and the user session's keyring.
+    let script = format!("print join(' ', map {{ syscall({}, 0, $_, 0) }} (-3, -4, -5))", libc::SYS_keyctl);
+    let ids = |text: &str| text.split(' ').map(|id| id.parse().expect("a number")).collect::<BTreeSet<i64>>();
+    let inside = ids(&host.ok(&["exec", &machine, "perl", "-e", &script]));
+    let outside = std::process::Command::new("perl").args(["-e", &script]).output().expect("perl");
+    let outside = ids(&String::from_utf8_lossy(&outside.stdout));
+    assert!(inside.iter().chain(&outside).all(|id| *id > 0), "{inside:?} {outside:?}");
+    assert!(inside.is_disjoint(&outside), "{inside:?} {outside:?}");
+    end(&host, &machine);
+}

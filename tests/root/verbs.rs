@@ -420,3 +420,52 @@ fn plans_are_made_without_privileges() {
     assert!(plan["mounts"].as_array().is_some_and(|m| m.len() > 10));
     assert!(plan["notes"].to_string().contains("not root"), "{}", plan["notes"]);
 }
+
+#[test]
+fn a_viewer_on_a_terminal_leaves_by_three_keys_and_the_machine_goes_on() {
+    let host = Host::new();
+    let machine = define(&host, "m", "[\"/bin/cat\"]");
+    host.ok(&["start", &machine]);
+    for (arguments, answer) in [("", "typed\r\ntyped"), ("--read-only", "shown")] {
+        let machinist = host.command();
+        let words: Vec<_> = machinist.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+        let view = format!("{} {} console {arguments} {machine}", machinist.get_program().display(), words.join(" "));
+        let script = format!("stty -a >$D/before; {view}; echo status=$?; stty -a >$D/after");
+        let mut terminal =
+            Watched::new(Command::new("script").args(["-qec", &script, "/dev/null"]).env("D", host.root()));
+        terminal.wait_for("Connected to machine");
+        terminal.write("typed\r");
+        if arguments.is_empty() {
+            terminal.wait_for(answer);
+            terminal.write("\x1d\x1d\x1d");
+        } else {
+            host.sh(&machine, "echo shown >/dev/console");
+            terminal.wait_for(answer);
+            terminal.write("\x03");
+        }
+        terminal.wait_for("status=");
+        terminal.end();
+        let settings = ["before", "after"].map(|f| std::fs::read_to_string(host.path(f)).expect("stty"));
+        assert!(settings[0].contains("icanon") && settings[0] == settings[1], "{settings:?}");
+        assert_eq!(host.status(&machine, "state"), "running");
+    }
+    let log = host.ok(&["logs", &machine]);
+    assert_eq!(log.matches("typed").count(), 2, "a read-only viewer types nothing: {log}");
+    stop(&host, &machine);
+}
+
+#[test]
+fn no_wait_returns_before_the_machine_is_ready() {
+    let host = Host::new();
+    let machine = host.define(
+        "m",
+        &format!("{ROOT}[boot]\ninit = \"/bin/busybox\"\nargs = [\"sleep\", \"10000\"]\nready = \"notify\"\n"),
+    );
+    host.ok(&["start", "--no-wait", &machine]);
+    assert_eq!(host.sh(&machine, "cat /proc/1/comm"), "busybox\n");
+    // Not an init: it ends only when it is killed.
+    let stopped = host.run(&["stop", "--timeout", "1s", &machine]);
+    assert_eq!(stopped.status, 0, "{stopped:?}");
+    assert!(stopped.stderr.contains("did not stop in time and was killed"), "{stopped:?}");
+    host.assert_nothing_left();
+}
