@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod boots;
+mod cycles;
 mod isolation;
 mod kills;
 mod mounts;
