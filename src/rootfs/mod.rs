@@ -11,6 +11,7 @@ pub mod mounts;
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
@@ -222,7 +223,8 @@ impl HeldTree {
 
 fn acquire_upper(path: &Path, lower: &[HeldDirectory]) -> Result<HeldDirectory, StepError> {
     let doing = || format!("cannot make the place for writes '{}'", path.display());
-    if let Err(e) = std::fs::create_dir_all(path) {
+    // Only root may enter what we make: the machine's root can leave setuid programs of the host's root in it.
+    if let Err(e) = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
         return Err(e).call(|| format!("mkdir('{}')", path.display())).doing(doing);
     }
     refuse_unfit_upper(path, lower)?;
