@@ -257,12 +257,14 @@ pub fn run(target: &Target<'_>, command: &Command) -> Result<Outcome, EnterError
     let mut running = launch(target, command, &streams)?;
     let mut pump = Pump::new(streams);
     loop {
-        if let Some(outcome) = running.step()? {
-            pump.drain();
-            return Ok(outcome);
-        }
+        let outcome = running.step()?;
+        // A short command is over in the step that told of its streams.
         if !running.outside.is_empty() {
             pump.connect(std::mem::take(&mut running.outside)).map_err(|e| EnterError::Streams(e.into()))?;
+        }
+        if let Some(outcome) = outcome {
+            pump.drain();
+            return Ok(outcome);
         }
         let ready = pump.poll([running.poll_fd(), signals.as_fd()], running.deadline);
         ready.map_err(|e| EnterError::Streams(e.into()))?;

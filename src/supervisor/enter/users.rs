@@ -68,8 +68,13 @@ enum Id<'a> {
 
 /// Finds who `wanted` is in the tree `root`; `None` asks for root.
 pub(super) fn resolve(root: &RootFd, wanted: Option<&str>) -> Result<User, UserProblem> {
-    let accounts = parse_accounts(&read(root, "etc/passwd")?);
-    let groups = parse_groups(&read(root, "etc/group")?);
+    let read = |path: &str| match read(root, path) {
+        // Root is root whatever the files say, or do to keep us out.
+        Err(_) if wanted.is_none() => Ok(Vec::new()),
+        other => other,
+    };
+    let accounts = parse_accounts(&read("etc/passwd")?);
+    let groups = parse_groups(&read("etc/group")?);
     select(&accounts, &groups, wanted).map_err(UserProblem::Refused)
 }
 
