@@ -3,6 +3,7 @@
 mod bad_input;
 mod boots;
 mod cycles;
+mod cves;
 mod isolation;
 mod kills;
 mod mounts;

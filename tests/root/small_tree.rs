@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use crate::support::{Host, Output, finish, tree};
 
-const APPLETS: [&str; 28] = [
-    "sh", "dd", "stat", "mv", "chown", "chmod", "ls", "cat", "echo", "sleep", "mount", "umount", "true", "id", "ps",
-    "kill", "grep", "touch", "mkdir", "ln", "rm", "stty", "readlink", "head", "timeout", "od", "pwd", "tty",
+const APPLETS: [&str; 29] = [
+    "sh", "mkfifo", "dd", "stat", "mv", "chown", "chmod", "ls", "cat", "echo", "sleep", "mount", "umount", "true",
+    "id", "ps", "kill", "grep", "touch", "mkdir", "ln", "rm", "stty", "readlink", "head", "timeout", "od", "pwd",
+    "tty",
 ];
 
 /// A root tree below a test's own directory.
