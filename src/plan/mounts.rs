@@ -185,6 +185,9 @@ pub(super) fn plan(spec: &MachineSpec, namespaces: Namespaces, layout: &Layout) 
     ops.extend([
         tree("run", 0o755, true, vec![Entry { name: "host", node: Node::Directory(0o755) }]),
         run_host(),
+        // Before the first that has to wait for what is made inside.
+        dev(),
+        tree("dev/shm", 0o1777, false, Vec::new()),
         MountOp::Api { fs: ApiFs::Proc, target: "proc" },
         MountOp::ReadOnly { targets: PROC_READ_ONLY, except: namespaces.network.then_some("proc/sys/net") },
         MountOp::Mask { targets: PROC_MASK, directories: false },
@@ -193,11 +196,9 @@ pub(super) fn plan(spec: &MachineSpec, namespaces: Namespaces, layout: &Layout) 
         MountOp::Sysfs { keep: SYS_KEEP },
         MountOp::Mask { targets: SYS_MASK, directories: true },
         MountOp::Api { fs: ApiFs::Cgroup2, target: "sys/fs/cgroup" },
-        dev(),
         MountOp::Api { fs: ApiFs::Devpts, target: "dev/pts" },
         MountOp::Console,
         MountOp::Api { fs: ApiFs::Mqueue, target: "dev/mqueue" },
-        tree("dev/shm", 0o1777, false, Vec::new()),
     ]);
     ops.extend(tmp(spec));
     if spec.network == NetworkMode::Host {

@@ -83,19 +83,25 @@ impl Done {
 
 impl Mounter<'_> {
     /// Carries out the whole list.
-    pub fn run(&self, ops: &[MountOp], api: &ApiMounts) -> Result<(), StepError> {
+    ///
+    /// `api` gives what is made inside, and waits for it: it is not called before that is needed.
+    pub fn run<'m>(
+        &self,
+        ops: &[MountOp],
+        api: &dyn Fn() -> Result<&'m ApiMounts, StepError>,
+    ) -> Result<(), StepError> {
         let mut done = Done(Vec::with_capacity(16));
         let mut overlays = self.overlays.iter();
         for op in ops {
             match op {
-                MountOp::Api { fs, target } => self.api(*fs, target, api, &mut done)?,
-                MountOp::Sysfs { keep } => self.sysfs(keep, api, &mut done)?,
+                MountOp::Api { fs, target } => self.api(*fs, target, api()?, &mut done)?,
+                MountOp::Sysfs { keep } => self.sysfs(keep, api()?, &mut done)?,
                 MountOp::Tree { target, entries, read_only, mode, exec, devices } => {
                     let attributes = Attributes { nosuid: true, nodev: !devices, noexec: !exec, read_only: false };
                     self.tree(target, *mode, attributes, entries, *read_only, &mut done)?;
                 }
                 MountOp::Unlocked { target, .. } => self.interface_directory(target).map(drop)?,
-                MountOp::Console => self.console(api, &done)?,
+                MountOp::Console => self.console(api()?, &done)?,
                 MountOp::Mask { targets, directories } => mask(targets, *directories, &done)?,
                 MountOp::ReadOnly { targets, except } => read_only(targets, *except, &done)?,
                 MountOp::Replace { target, source } => replace(target, source, &done)?,

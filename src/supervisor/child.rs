@@ -5,6 +5,7 @@
 //! runs. The inner child is in all the machine's namespaces, makes the file systems that belong to them, and
 //! becomes the leader. Neither logs; both report and leave by `_exit`.
 
+use std::cell::OnceCell;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -112,7 +113,12 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
         init::check_os_release(&root)?;
     }
     let init = init::find(&root, &plan.exec.payload)?;
-    let (api, master) = receive_api(&ours)?;
+    // Made by the inner child meanwhile.
+    let inside = OnceCell::new();
+    let wait = || match inside.get() {
+        Some(made) => Ok(made),
+        None => receive_api(&ours).map(|made| inside.get_or_init(|| made)),
+    };
     let make_userns = |map: &[IdMapEntry]| make_userns(map, setup.shift(), &root);
     Mounter {
         root: &root,
@@ -124,7 +130,8 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
         overlays: setup.overlays,
         make_userns: &make_userns,
     }
-    .run(&plan.mounts, &api)?;
+    .run(&plan.mounts, &|| wait().map(|(api, _): &(ApiMounts, OwnedFd)| api))?;
+    let (api, master) = wait()?;
     setup.step("outer:mounts");
     enter_root(&root)?;
     setup.step("outer:entered");
@@ -147,24 +154,20 @@ fn follow_supervisor(setup: &Setup<'_>) -> Result<(), StepError> {
 
 fn clone_inner(plan: &Plan) -> Result<Fork, StepError> {
     let mut namespaces = ns::PID | ns::IPC | ns::UTS | ns::CGROUP;
-    for (on, flag) in [(plan.namespaces.user, ns::USER), (plan.namespaces.network, ns::NET)] {
-        if on {
-            namespaces |= flag;
-        }
+    if plan.namespaces.user {
+        namespaces |= ns::USER;
     }
     // A sibling of ours: the supervisor is its parent and gets its exit status.
-    process::clone3(Clone { namespaces, sibling: true, ..Clone::default() }).map_err(|cause| {
-        let hint = match cause.errno {
-            Errno::ENOSPC | Errno::EUSERS => Some("the host's limit of namespaces is reached (/proc/sys/user/max_*)"),
-            Errno::EPERM => Some("the host forbids new namespaces (user.max_user_namespaces or a security module)"),
-            _ => None,
-        };
-        StepError {
-            doing: "cannot make the machine's namespaces".into(),
-            cause: Some(cause),
-            hint: hint.map(Into::into),
-        }
-    })
+    process::clone3(Clone { namespaces, sibling: true, ..Clone::default() }).map_err(no_namespaces)
+}
+
+fn no_namespaces(cause: Error) -> StepError {
+    let hint = match cause.errno {
+        Errno::ENOSPC | Errno::EUSERS => Some("the host's limit of namespaces is reached (/proc/sys/user/max_*)"),
+        Errno::EPERM => Some("the host forbids new namespaces (user.max_user_namespaces or a security module)"),
+        _ => None,
+    };
+    StepError { doing: "cannot make the machine's namespaces".into(), cause: Some(cause), hint: hint.map(Into::into) }
 }
 
 /// Makes a time namespace for the children of this process in which both boot clocks begin now.
@@ -289,6 +292,10 @@ fn become_leader(
     let plan = setup.plan;
     // Our copy of the supervisor's end would keep us waiting for one that died before we could be tied to it.
     process::close_all_except(&[from_outer.as_fd(), supervisor.as_fd()]).doing(|| "cannot close descriptors".into())?;
+    if plan.namespaces.network {
+        // By far the slowest of all namespaces to make; the outer child builds the root meanwhile.
+        process::unshare(ns::NET).map_err(no_namespaces)?;
+    }
     expect(handshake::receive(from_outer), &FromOuter::Mapped)?;
     setup.step("inner:started");
     if plan.namespaces.user {
@@ -323,12 +330,12 @@ fn become_leader(
     take_console(&console).doing(|| "cannot take the console".into())?;
     drop(console);
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    expect(handshake::receive(supervisor), &ToInner::Go)?;
-    setup.step("inner:go");
     let program = Program::new(setup, init, kind)?;
     reset_limits().doing(|| "cannot reset the resource limits".into())?;
-    process::reset_signals(setup.signals).doing(|| "cannot reset signals".into())?;
     process::close_from_on_exec(3).doing(|| "cannot close descriptors".into())?;
+    expect(handshake::receive(supervisor), &ToInner::Go)?;
+    setup.step("inner:go");
+    process::reset_signals(setup.signals).doing(|| "cannot reset signals".into())?;
     if matches!(plan.exec.payload, Payload::Command { .. }) {
         stub::run(setup, &program, supervisor);
     }
