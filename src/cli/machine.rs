@@ -89,6 +89,8 @@ pub(super) fn run(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u
 
 /// `machinist start`
 pub(super) fn start(layout: &Layout, args: &StartArguments, quiet: bool) -> Result<u8, Failure> {
+    // The supervisor outlives its caller, whose pipes and locks must not wait for it.
+    process::close_all_except(&[]).map_err(|e| Failure::call("cannot close the caller's files", &e))?;
     each(&args.names, |name| start_one(layout, name, args.no_wait, quiet))
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::{Host, tree, wait_for};
+use crate::support::{Host, finish, tree, wait_for};
 
 /// A busybox tree whose init does all it does at the end but for its two seconds of waiting.
 fn quick_tree(host: &Host) -> PathBuf {
@@ -128,6 +128,24 @@ fn a_hundred_reboots_cost_the_supervisor_nothing() {
         assert!(now.memory <= before.memory + 256, "reboot {reboot}: {} KiB, first {} KiB", now.memory, before.memory);
     }
     assert_eq!(host.status(&machine, "ids"), ids);
+    host.ok(&["stop", &machine]);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn a_background_supervisor_keeps_nothing_of_its_caller() {
+    let host = Host::new();
+    let machine = host.define("apart", &overlay(&quick_tree(&host)));
+    let lock = host.path("callers-lock");
+    let script = "exec 9>\"$0\"; flock 9; exec \"$@\"";
+    let mut start = Command::new("sh");
+    start.args(["-c", script]).arg(&lock).arg(env!("CARGO_BIN_EXE_machinist")).arg("--root").arg(host.root());
+    let output = finish(start.args(["start", &machine]));
+    assert_eq!(output.status, 0, "{output:?}");
+    let descriptors = Holds::of(&host.status(&machine, "supervisor")).descriptors;
+    assert!(!descriptors.iter().any(|d| d.contains("callers-lock")), "{descriptors:?}");
+    let free = Command::new("flock").arg("--nonblock").arg(&lock).arg("true").status();
+    assert!(free.expect("run flock").success());
     host.ok(&["stop", &machine]);
     host.assert_nothing_left();
 }
