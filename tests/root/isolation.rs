@@ -331,3 +331,36 @@ fn the_hosts_keys_are_out_of_reach() {
     assert!(inside.is_disjoint(&outside), "{inside:?} {outside:?}");
     end(&host, &machine);
 }
+
+#[test]
+fn without_a_user_namespace_all_else_is_as_tight() {
+    let host = Host::new();
+    let machine = started(&host, &format!("{INIT}[users]\nmode = \"host\"\n"));
+    let status = host.sh(&machine, "cat /proc/1/status");
+    // No more than the host lets us have ourselves.
+    let own = std::fs::read_to_string("/proc/self/status").expect("status");
+    let mask = |status: &str| u64::from_str_radix(field(status, "CapBnd"), 16).expect("a mask");
+    assert_eq!((mask(&status), field(&status, "Seccomp")), (0xfdec_bfff & mask(&own), "2"));
+    assert_eq!(host.sh(&machine, "ls /proc/1/fd; readlink /proc/1/cwd"), "0\n1\n2\n/\n");
+    assert_eq!(host.sh(&machine, "cat /proc/keys /proc/kallsyms 2>/dev/null | wc -c"), "0\n");
+    for file in ["/proc/sys/kernel/sysrq", "/sys/kernel/mm/ksm/run", "/run/host/x"] {
+        assert_ne!(host.run(&["exec", &machine, "/bin/sh", "-c", &format!("echo 1 >{file}")]).status, 0, "{file}");
+    }
+    assert_eq!(host.sh(&machine, "ls /sys/class/net; ls /sys/fs/cgroup | grep -c supervisor || true"), "lo\n0\n");
+    end(&host, &machine);
+}
+
+#[test]
+fn our_own_program_is_read_only_where_a_machine_can_see_it() {
+    let host = Host::new();
+    let machine = started(&host, &format!("{IDLE}[users]\nmode = \"host\"\n"));
+    // The stub is our program (CVE-2019-5736). That it is busy protects it only as long as it runs.
+    let output = host.run(&["exec", &machine, "/bin/sh", "-c", "echo x >>/proc/1/exe"]);
+    assert_ne!(output.status, 0, "{output:?}");
+    for pid in ["leader", "supervisor"] {
+        let program = format!("/proc/{}/exe", host.status(&machine, pid));
+        let flags = nix::sys::statvfs::statvfs(program.as_str()).expect("statvfs").flags();
+        assert!(flags.contains(nix::sys::statvfs::FsFlags::ST_RDONLY), "{pid}: {flags:?}");
+    }
+    end(&host, &machine);
+}

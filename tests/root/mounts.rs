@@ -259,3 +259,25 @@ fn setuid_and_devices_of_a_bind_have_no_power_over_the_host() {
     let bind = "[[bind]]\nsource = \"{root}/src\"\ntarget = \"/mnt\"\n";
     assert_eq!(run(&host, bind, "cat /mnt/null 2>/dev/null || echo refused"), "refused\n");
 }
+
+#[test]
+fn binds_lie_on_overlays_tmpfs_and_binds_whatever_their_order_in_the_file() {
+    for old in [false, true] {
+        let host = Host::new();
+        source(&host);
+        std::fs::create_dir(host.path("low")).expect("mkdir");
+        let bind = |target: &str| format!("[[bind]]\nsource = \"{{root}}/src/www\"\ntarget = \"{target}\"\n");
+        let rest = [
+            bind("/opt/over/deep/file"),
+            bind("/mem/file"),
+            bind("/dir/made"),
+            "[[bind]]\nsource = \"{root}/src\"\ntarget = \"/dir\"\nidmap = \"root-owner\"\n".into(),
+            "[[overlay]]\ntarget = \"/opt/over\"\nlower = [\"{root}/low\"]\nupper = \"ephemeral\"\n".into(),
+            "[[tmpfs]]\ntarget = \"/mem\"\n".into(),
+        ];
+        std::fs::write(host.path("src/made"), "").expect("write");
+        let script = "cat /opt/over/deep/file /mem/file /dir/made; echo; stat -c %u /opt/over /opt/over/deep /mem /dir";
+        assert_eq!(run_with(&host, &rest.concat(), script, old), "wwwwwwwww\n0\n0\n0\n0\n", "old {old}");
+        assert_eq!(std::fs::read_dir(host.path("low")).expect("low").count(), 0);
+    }
+}
