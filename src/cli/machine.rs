@@ -259,7 +259,9 @@ pub(super) fn stop(layout: &Layout, args: &StopArguments, quiet: bool) -> Result
                 output::warn(&format!("machine '{name}' did not stop in time and was killed"));
             }
             Some(Answer::Refused(why)) => return Err(Failure::new(format!("cannot stop machine '{name}': {why}"))),
-            Some(Answer::Rebooted) => return Err(Failure::new(format!("machine '{name}' was rebooted instead"))),
+            Some(Answer::Rebooted { .. }) => {
+                return Err(Failure::new(format!("machine '{name}' was rebooted instead")));
+            }
             Some(Answer::Ended { .. } | Answer::Accepted) | None => {}
         }
         say(quiet, &format!("Machine '{name}' has ended."));
@@ -271,7 +273,10 @@ pub(super) fn stop(layout: &Layout, args: &StopArguments, quiet: bool) -> Result
 pub(super) fn reboot(layout: &Layout, name: &str, quiet: bool) -> Result<(), Failure> {
     let (name, _) = running(layout, name)?;
     match ask(layout, &name, &Request::Reboot, format!("rebooting machine '{name}'"), quiet)? {
-        Some(Answer::Rebooted) => {
+        Some(Answer::Rebooted { killed }) => {
+            if killed {
+                output::warn(&format!("machine '{name}' did not stop in time and was killed"));
+            }
             say(quiet, &format!("Machine '{name}' has been rebooted."));
             Ok(())
         }

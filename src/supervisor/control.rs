@@ -41,7 +41,10 @@ pub enum Answer {
         status: u8,
     },
     /// The machine has been started again.
-    Rebooted,
+    Rebooted {
+        /// It had to be killed.
+        killed: bool,
+    },
     /// It cannot be done.
     Refused(String),
 }

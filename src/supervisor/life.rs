@@ -247,9 +247,10 @@ impl Running {
             // Nobody there to hear it is no failure of the machine.
             let _ = rustix::io::write(&report, b"ready");
         }
+        let killed = self.prepared.was_killed;
         for connection in self.prepared.wait_for_boot.drain(..) {
             // Whoever went away does not need it.
-            let _ = control::send(&connection, &Answer::Rebooted);
+            let _ = control::send(&connection, &Answer::Rebooted { killed });
         }
         tell_service_manager(&format!("READY=1\nSTATUS=Machine running.\nX_NSPAWN_LEADER_PID={}", self.state.leader));
     }
@@ -430,6 +431,7 @@ impl Running {
         }
         if reboot {
             self.prepared.wait_for_boot.append(&mut self.waiting);
+            self.prepared.was_killed = killed;
         }
         Ended { prepared: self.prepared, waiting: self.waiting, exit: Exit { status, reboot, killed } }
     }

@@ -36,6 +36,8 @@ pub struct Prepared {
     pub(super) report: Option<OwnedFd>,
     /// Connections that wait for a reboot to be over.
     pub(super) wait_for_boot: Vec<OwnedFd>,
+    /// The last boot did not end in time.
+    pub(super) was_killed: bool,
 }
 
 /// Takes locks, the id range, directories, sockets and the control group.
@@ -66,6 +68,7 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
             console: None,
             report: None,
             wait_for_boot: Vec::new(),
+            was_killed: false,
         }),
         Err(error) => {
             // The first failure is what the user needs; a directory that stays is removed by the next start.

@@ -36,7 +36,8 @@ fn lives(from: &str, kind: &Kind, form: Form) {
     let machine = define(&host, from, form);
     host.ok(&["start", &machine]);
     let first = look(&host, &machine, kind, form, 1);
-    host.ok(&["reboot", &machine]);
+    let rebooted = host.run(&["--quiet", "reboot", &machine]);
+    assert_eq!((rebooted.status, rebooted.stderr.as_str()), (0, ""), "{}", log(&host, &machine));
     let second = look(&host, &machine, kind, form, 2);
     assert_new_boot(&first, &second);
     if let Some(command) = kind.reboot {

@@ -194,3 +194,21 @@ fn a_second_sigterm_kills_a_machine_that_does_not_stop() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("was killed"), "{output:?}");
     host.assert_nothing_left();
 }
+
+#[test]
+fn a_machine_that_does_not_stop_is_killed_in_time_and_that_is_said() {
+    let host = Host::new();
+    let machine = host.define("slow", &MACHINE.replace("[root]", "[boot]\nstop-timeout = \"1s\"\n[root]"));
+    host.ok(&["start", &machine]);
+    for verb in ["reboot", "stop"] {
+        host.sh(&machine, "printf '#!/bin/sh\\nexec sleep 1000\\n' >/etc/rc.stop");
+        let leader = host.status(&machine, "leader");
+        let output = host.run(&[verb, &machine]);
+        assert_eq!(output.status, 0, "{output:?}");
+        assert!(output.stderr.contains("did not stop in time and was killed"), "{verb}: {output:?}");
+        if verb == "reboot" {
+            assert_ne!(host.status(&machine, "leader"), leader);
+        }
+    }
+    host.assert_nothing_left();
+}

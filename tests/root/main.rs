@@ -2,8 +2,8 @@
 
 mod bad_input;
 mod boots;
-mod cycles;
 mod cves;
+mod cycles;
 mod isolation;
 mod kills;
 mod mounts;
