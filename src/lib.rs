@@ -51,8 +51,8 @@
 //!    makes its control groups.
 //! 3. `start` puts a background supervisor into a group of its own at birth; `run` goes on in the caller's process.
 //! 4. The supervisor starts the outer child in the payload's group, in a new mount namespace and with the rights of the
-//!    host. That starts the inner child in all other namespaces, writes its id maps, and builds the root: layers
-//!    are id-mapped, then stacked.
+//!    host. That starts the inner child in the other namespaces, writes its id maps, and builds the root: layers
+//!    are id-mapped, then stacked. Beside that the inner child makes the network namespace, the slowest of all.
 //! 5. A helper of the inner child that shares its memory makes the file systems that belong to the machine's
 //!    namespaces (`/proc`, `/sys`, `/dev/pts`, …) and hands them over; the outer child attaches everything, covers what
 //!    is to be hidden, moves to the new root and is gone.
