@@ -51,6 +51,13 @@ fn try_inside(host: &Host, machine: &str, script: &str) -> Output {
 
 /// Lets somebody swap `real` of the tree with a symlink to `outside`, as fast as they can, while `work` runs.
 fn while_swapped(tree: &SmallTree, real: &str, outside: &Path, work: impl FnOnce()) {
+    /// Ends the swapping when the work has ended, also when it has failed.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let (a, b) = (tree.path(real), tree.path("swap"));
     symlink(outside, &b).expect("symlink");
     let over = AtomicBool::new(false);
@@ -61,8 +68,8 @@ fn while_swapped(tree: &SmallTree, real: &str, outside: &Path, work: impl FnOnce
                 rustix::fs::renameat_with(here, &a, here, &b, rustix::fs::RenameFlags::EXCHANGE).expect("swap");
             }
         });
+        let _over = Over(&over);
         work();
-        over.store(true, Ordering::Relaxed);
     });
 }
 
