@@ -45,10 +45,7 @@ fn print_files(dir: &Path, lines: Option<usize>, follow: bool, printer: &mut Pri
         return Err(Error { call: format!("open('{}')", dir.join(CURRENT).display()), errno: Errno::ENOENT });
     }
     if let Some(lines) = lines {
-        let mut total = 0;
-        for file in [&older, &current].into_iter().flatten() {
-            total += count_lines(file)?;
-        }
+        let total = count_lines([&older, &current].into_iter().flatten())?;
         printer.skip = total.saturating_sub(lines);
     }
     for file in [&older, &current].into_iter().flatten() {
@@ -103,14 +100,17 @@ fn wait_for_change(watch: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
-/// Number of lines, an unfinished last one included.
-fn count_lines(file: &OwnedFd) -> Result<usize> {
+/// Number of lines of files that follow each other, an unfinished last one included; a line may go on in the
+/// next file.
+fn count_lines<'a>(files: impl Iterator<Item = &'a OwnedFd>) -> Result<usize> {
     let (mut lines, mut last) = (0, b'\n');
-    read_all(file, Some(0), &mut |data| {
-        lines += data.iter().filter(|b| **b == b'\n').count();
-        last = data.last().copied().unwrap_or(last);
-        Ok(())
-    })?;
+    for file in files {
+        read_all(file, Some(0), &mut |data| {
+            lines += data.iter().filter(|b| **b == b'\n').count();
+            last = data.last().copied().unwrap_or(last);
+            Ok(())
+        })?;
+    }
     Ok(lines + usize::from(last != b'\n'))
 }
 

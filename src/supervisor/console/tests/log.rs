@@ -150,3 +150,13 @@ fn following_the_log_goes_on_through_a_rotation() {
     assert_eq!(follower.seen, "first\nsecond\nthird, in a new file\nend\n");
     assert_eq!(std::fs::metadata(dir.path().join("console.log")).unwrap().size(), 4);
 }
+
+#[test]
+fn a_line_that_a_rotation_cut_counts_once() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("console.log.1"), "1\n2\nto").unwrap();
+    std::fs::write(dir.path().join("console.log"), "gether\n4\n").unwrap();
+    for (lines, expected) in [(1, "4\n"), (2, "together\n4\n"), (3, "2\ntogether\n4\n")] {
+        assert_eq!(printed(dir.path(), Some(lines), Shown::Raw), expected);
+    }
+}
