@@ -344,7 +344,6 @@ impl Running {
                 let init = self.state.init.as_deref().unwrap_or("/sbin/init");
                 (self.start_command(&[init, argument]), COMMAND_AGAIN)
             }
-            Way::Command(argv) => (self.start_command(argv), COMMAND_AGAIN),
         };
         if let Some(stop) = &mut self.stop {
             stop.command = command;
