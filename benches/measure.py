@@ -193,6 +193,10 @@ def memory_of_nspawn(bench, count):
         return [pss(pid) for pid, _ in running]
     finally:
         for pid, _ in running:
+            # A killed nspawn leaves its machine running, so its init goes first.
+            with open(f"/proc/{pid}/task/{pid}/children", encoding="utf-8") as file:
+                for child in file.read().split():
+                    os.kill(int(child), signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
