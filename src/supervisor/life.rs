@@ -68,6 +68,9 @@ const SIGNAL_AGAIN: Duration = Duration::from_millis(250);
 /// The same for one that is told by a command; runit loses what comes in its first second.
 const COMMAND_AGAIN: Duration = Duration::from_secs(1);
 
+/// The same for one whose client must not disturb its shutdown, which takes a few seconds.
+const CLIENT_AGAIN: Duration = Duration::from_secs(20);
+
 /// How soon a command that failed is tried again: its socket or FIFO is not there yet.
 const NOT_LISTENING: Duration = Duration::from_millis(50);
 
@@ -344,6 +347,7 @@ impl Running {
                 let init = self.state.init.as_deref().unwrap_or("/sbin/init");
                 (self.start_command(&[init, argument]), COMMAND_AGAIN)
             }
+            Way::Client(argv) => (self.start_command(argv), NOT_LISTENING),
         };
         if let Some(stop) = &mut self.stop {
             stop.command = command;
@@ -386,7 +390,11 @@ impl Running {
         let Some(command) = &mut stop.command else { return };
         match command.step() {
             Ok(None) => return,
-            Ok(Some(outcome)) if outcome.exit_status() == 0 => {}
+            Ok(Some(outcome)) if outcome.exit_status() == 0 => {
+                if matches!(stop::way(self.state.init_kind, stop.request), Way::Client(_)) {
+                    stop.ask_at = Some(Instant::now() + CLIENT_AGAIN);
+                }
+            }
             // Its socket or FIFO is not there yet.
             Ok(Some(_)) | Err(_) => stop.ask_at = Some(Instant::now() + NOT_LISTENING),
         }

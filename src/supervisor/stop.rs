@@ -18,6 +18,8 @@ pub enum Way {
     Signal(i32),
     /// The init's own program, run once more inside the machine with this argument.
     Init(&'static str),
+    /// This command, run inside the machine until it succeeds, and then not soon again.
+    Client(&'static [&'static str]),
 }
 
 /// The way of an init, as measured (`tests/trees/README.md`) or documented by it.
@@ -33,9 +35,15 @@ pub fn way(kind: Option<InitKind>, request: Request) -> Way {
         // Signals mean nothing or need lines in inittab; the init's own client always works.
         (Some(InitKind::Sysvinit | InitKind::Runit), Poweroff) => Way::Init("0"),
         (Some(InitKind::Sysvinit | InitKind::Runit), Reboot) => Way::Init("6"),
-        // Not its client: asked again during the shutdown, that was seen to keep the shutdown from ending.
-        (Some(InitKind::Openrc), Poweroff) => Way::Signal(libc::SIGTERM),
-        (Some(InitKind::Openrc), Reboot) => Way::Signal(libc::SIGINT),
+        // A signal before it has come up makes it shut down beside its own start, and services of both wait for
+        // each other for a minute. Its FIFO exists only from then on; its client says nothing of one that does not,
+        // and used again during the shutdown was seen to hang it.
+        (Some(InitKind::Openrc), Poweroff) => {
+            Way::Client(&["/bin/sh", "-c", "test -p /run/openrc/init.ctl && exec openrc-shutdown -p now"])
+        }
+        (Some(InitKind::Openrc), Reboot) => {
+            Way::Client(&["/bin/sh", "-c", "test -p /run/openrc/init.ctl && exec openrc-shutdown -r now"])
+        }
         // The same two signals mean the opposite for s6.
         (Some(InitKind::Busybox | InitKind::Finit), Poweroff) => Way::Signal(libc::SIGUSR2),
         (Some(InitKind::Busybox | InitKind::Finit), Reboot) => Way::Signal(libc::SIGTERM),
