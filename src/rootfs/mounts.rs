@@ -4,7 +4,7 @@
 //! the payload. Trees of ours are filled before they are attached and are reached by descriptor afterwards;
 //! the machine's own tree is reached only through [`RootFd`].
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -116,6 +116,7 @@ impl Mounter<'_> {
                 MountOp::Resolver => self.resolver()?,
             }
         }
+        done.0.into_iter().for_each(|(_, tree)| leave_open(tree));
         Ok(())
     }
 
@@ -195,7 +196,7 @@ impl Mounter<'_> {
             match *name {
                 "devices" => done.0.push(("sys/devices", part)),
                 "kernel" => done.0.push(("sys/kernel", part)),
-                _ => {}
+                _ => leave_open(part),
             }
         }
         rustix::process::fchdir(&skeleton).call(|| "fchdir".into()).doing(doing)?;
@@ -293,7 +294,7 @@ impl Mounter<'_> {
         // Copied by descriptor of a terminal we made: nothing in the tree can stand in for it.
         let tty = mount::copy_tree(&api.console, Path::new(""), false).doing(doing)?;
         match done.holding("dev/console") {
-            Some((dev, name)) => mount::attach_at(&tty, dev, name).doing(doing),
+            Some((dev, name)) => mount::attach_at(&tty, dev, name).map(|()| leave_open(tty)).doing(doing),
             None => Err(StepError::refused("the plan mounts the console before /dev")),
         }
     }
@@ -430,7 +431,7 @@ fn mask(targets: &[&str], directories: bool, done: &Done) -> Result<(), StepErro
             None => mount::copy_tree(host, Path::new(source), false).doing(doing)?,
         };
         match mount::attach_at(&cover, dir, name) {
-            Ok(()) => {}
+            Ok(()) => leave_open(cover),
             Err(e) if e.errno == Errno::ENOENT => spare = Some(cover),
             Err(e) => return Err(e).doing(doing),
         }
@@ -454,9 +455,11 @@ fn read_only(targets: &[&str], except: Option<&str>, done: &Done) -> Result<(), 
         let Some((tree, dir, name)) = copy(target).doing(doing)? else { continue };
         mount::add_attributes(&tree, false, Attributes { read_only: true, ..Attributes::default() }).doing(doing)?;
         mount::attach_at(&tree, dir, &name).doing(doing)?;
+        leave_open(tree);
     }
     if let Some((tree, dir, name)) = kept {
         mount::attach_at(&tree, dir, &name).doing(|| format!("cannot keep '/{name}' writable"))?;
+        leave_open(tree);
     }
     Ok(())
 }
@@ -470,8 +473,17 @@ fn replace(target: &str, source: &str, done: &Done) -> Result<(), StepError> {
     let tree = mount::copy_tree(host, Path::new(source), false).doing(doing)?;
     match mount::attach_at(&tree, dir, name) {
         Err(e) if e.errno != Errno::ENOENT => Err(e).doing(doing),
-        _ => Ok(()),
+        _ => {
+            leave_open(tree);
+            Ok(())
+        }
     }
+}
+
+/// Leaves a descriptor to the end of this process, which is a moment away: closing each by itself was every
+/// tenth system call of a start.
+fn leave_open(fd: OwnedFd) {
+    let _ = fd.into_raw_fd();
 }
 
 /// The root itself as a [`RootFd`], attached on top of the current root of this mount namespace.

@@ -139,8 +139,10 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     let talk = || "cannot talk to the inner child".to_owned();
     handshake::send(&ours, &FromOuter::Entered(path.clone(), kind), &[]).doing(talk)?;
     let ready = FromChild::Ready { leader: leader.as_raw(), init: path, kind };
-    handshake::send(to_supervisor, &ready, &[master.as_fd(), api.console.as_fd()])
-        .doing(|| "cannot talk to the supervisor".into())
+    let sent = handshake::send(to_supervisor, &ready, &[master.as_fd(), api.console.as_fd()]);
+    // The end of this process closes them at once.
+    std::mem::forget(inside);
+    sent.doing(|| "cannot talk to the supervisor".into())
 }
 
 /// Dies with the supervisor, and at once if it is dead already.
