@@ -13,7 +13,8 @@ fn quick_tree(host: &Host) -> PathBuf {
     let copied = Command::new("cp").arg("-a").arg(tree("trixie-busybox")).arg(&root).status();
     assert!(copied.expect("run cp").success());
     // What `shutdown` runs: by then the init has decided, and the kernel ends it as it would have asked itself.
-    let stop = "#!/bin/sh\n[ -e /run/again ] && reboot -f\npoweroff -f\n";
+    // Each by exec: a shell that outlives `reboot -f` for a moment would still say poweroff.
+    let stop = "#!/bin/sh\nif [ -e /run/again ]; then exec reboot -f; fi\nexec poweroff -f\n";
     std::fs::write(root.join("etc/rc.stop"), stop).expect("write");
     // The last thing it does to come up.
     std::fs::write(root.join("etc/rc.start"), "#!/bin/sh\n: >/run/up\n").expect("write");
