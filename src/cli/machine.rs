@@ -8,11 +8,11 @@ use super::enter::{self as face, ExecArgs, ShellArgs};
 use super::look::machine_name;
 use super::output::{self, Failure, say, status};
 use super::{ConsoleMode, ExecArguments, RunArguments, StartArguments, StopArguments, key_values};
-use crate::plan::{self, Plan, seccomp};
+use crate::plan::{self, Plan};
 use crate::spec::{Layout, MachineName, UserMode};
 use crate::supervisor::console::{AttachEnd, Mode, attach};
 use crate::supervisor::control::{self, Answer, Request};
-use crate::supervisor::enter::{Rights, Target};
+use crate::supervisor::enter::Target;
 use crate::supervisor::state::{self, State};
 use crate::supervisor::{self, Job, MachineError, Prepared, seal};
 use crate::sys::process::{self, Clone as CloneHow, Fork};
@@ -382,20 +382,8 @@ fn enter<T>(
         seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
     }
     let leader = state.open_leader().map_err(|e| Failure::call(format!("cannot enter machine '{name}'"), &e))?;
-    let rights = Rights {
-        capabilities: state.capabilities,
-        filter: seccomp::compile(&state.seccomp, state.capabilities).into_iter().map(Into::into).collect(),
-        no_new_privileges: state.no_new_privileges,
-    };
-    let payload = state.cgroup.join("payload");
-    let target = Target {
-        leader: leader.as_fd(),
-        cgroup: &payload,
-        rights: &rights,
-        user_namespace: state.ids.is_some(),
-        network_namespace: state.private_network,
-        time_namespace: state.own_clock,
-    };
+    let (rights, group) = (state.rights(), state.payload_group());
+    let target = state.target(leader.as_fd(), &group, &rights);
     work(&target).map_err(|e| Failure::enter(&e))
 }
 

@@ -18,7 +18,7 @@ use crate::rootfs::mounts::Texts;
 use crate::rootfs::{Doing as _, StepError};
 use crate::spec::{MachineId, Ownership};
 use crate::sys::process::{self, Clone, Fork};
-use crate::sys::{self, socket};
+use crate::sys::{self, Context as _, socket};
 
 /// What the children made.
 #[derive(Debug)]
@@ -33,11 +33,11 @@ pub(super) struct Launched {
 
 /// Makes the machine and executes its payload.
 pub(super) fn launch(mut prepared: Prepared) -> Result<Running, Box<(MachineError, Prepared)>> {
-    die_at(&prepared, "supervisor:prepared");
+    die_at("supervisor:prepared");
     let result = make(&prepared).and_then(|launched| {
-        die_at(&prepared, "supervisor:ready");
+        die_at("supervisor:ready");
         admit(&mut prepared, &launched)?;
-        die_at(&prepared, "supervisor:running");
+        die_at("supervisor:running");
         Ok(launched)
     });
     match result {
@@ -47,7 +47,7 @@ pub(super) fn launch(mut prepared: Prepared) -> Result<Running, Box<(MachineErro
 }
 
 /// A test may name a step at which we die as if killed.
-fn die_at(_prepared: &Prepared, step: &str) {
+fn die_at(step: &str) {
     if std::env::var_os("MACHINIST_TEST_DIE_AT").is_some_and(|wanted| wanted == step) {
         process::exit_now(137);
     }
@@ -156,11 +156,7 @@ fn environment(job: &Job, uuid: &str) -> Vec<(String, String)> {
 fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineError> {
     let talk = || "cannot talk to the inner child".to_owned();
     prepared.run_dir.write(&launched.state).doing(|| "cannot write the machine's state".into())?;
-    let master = launched.master.try_clone().map_err(|e| sys::Error {
-        call: "dup".into(),
-        errno: e.raw_os_error().map_or(sys::Errno::EMFILE, sys::Errno::from_raw),
-    });
-    let master = master.doing(|| "cannot keep the console".into())?;
+    let master = launched.master.try_clone().call(|| "dup".into()).doing(|| "cannot keep the console".into())?;
     match &mut prepared.console {
         Some(console) => console.replace_master(master).doing(|| "cannot go on with the console".into())?,
         None => {

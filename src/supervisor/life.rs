@@ -10,12 +10,11 @@ use nix::sys::signalfd::SignalFd;
 use super::MachineError;
 use super::console::{Event, Token};
 use super::control::{self, Answer};
-use super::enter::{self, Command, Rights, Stdio, Target};
+use super::enter::{self, Command, Stdio};
 use super::prepare::Prepared;
 use super::state::{Phase, State};
 use super::stop::{self, Request, Way};
 use crate::cgroup;
-use crate::plan::seccomp;
 use crate::spec::{InitKind, Ready};
 use crate::sys::process::{self, Ended as ProcessEnded};
 use crate::sys::{Errno, socket};
@@ -357,21 +356,8 @@ impl Running {
     }
 
     fn start_command(&self, argv: &[&str]) -> Option<enter::Running> {
-        let state = &self.state;
-        let rights = Rights {
-            capabilities: state.capabilities,
-            filter: seccomp::compile(&state.seccomp, state.capabilities).into_iter().map(Into::into).collect(),
-            no_new_privileges: state.no_new_privileges,
-        };
-        let payload = state.cgroup.join("payload");
-        let target = Target {
-            leader: self.leader.as_fd(),
-            cgroup: &payload,
-            rights: &rights,
-            user_namespace: state.ids.is_some(),
-            network_namespace: state.private_network,
-            time_namespace: state.own_clock,
-        };
+        let (rights, group) = (self.state.rights(), self.state.payload_group());
+        let target = self.state.target(self.leader.as_fd(), &group, &rights);
         let command = Command {
             argv: argv.iter().map(|a| (*a).to_owned()).collect(),
             user: None,

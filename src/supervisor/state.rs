@@ -6,14 +6,15 @@
 //!                              control     SEQPACKET socket of the supervisor
 //! ```
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::seccomp::SyscallPolicy;
+use super::enter::{Rights, Target};
+use crate::plan::seccomp::{self, SyscallPolicy};
 use crate::spec::{IdRange, InitKind, Layout, MachineName};
 use crate::sys::{self, Context as _, Errno, Error, process};
 
@@ -134,7 +135,7 @@ impl RunDir {
     }
 
     /// The directory.
-    pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    pub fn fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
@@ -245,6 +246,32 @@ pub fn names(layout: &Layout) -> Vec<MachineName> {
 }
 
 impl State {
+    /// What may be done by a command that enters the machine: what its payload may.
+    pub fn rights(&self) -> Rights {
+        Rights {
+            capabilities: self.capabilities,
+            filter: seccomp::compile(&self.seccomp, self.capabilities).into_iter().map(Into::into).collect(),
+            no_new_privileges: self.no_new_privileges,
+        }
+    }
+
+    /// The payload's control group on the host.
+    pub fn payload_group(&self) -> PathBuf {
+        self.cgroup.join("payload")
+    }
+
+    /// The machine as [`enter`](super::enter) wants it, from a pidfd of its leader and the two above.
+    pub fn target<'a>(&self, leader: BorrowedFd<'a>, cgroup: &'a Path, rights: &'a Rights) -> Target<'a> {
+        Target {
+            leader,
+            cgroup,
+            rights,
+            user_namespace: self.ids.is_some(),
+            network_namespace: self.private_network,
+            time_namespace: self.own_clock,
+        }
+    }
+
     /// A pidfd of the leader, checked to be the process that was started.
     pub fn open_leader(&self) -> sys::Result<OwnedFd> {
         let pidfd = process::pidfd_open(Pid::from_raw(self.leader))?;
