@@ -430,7 +430,8 @@ fn a_viewer_on_a_terminal_leaves_by_three_keys_and_the_machine_goes_on() {
         let machinist = host.command();
         let words: Vec<_> = machinist.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
         let view = format!("{} {} console {arguments} {machine}", machinist.get_program().display(), words.join(" "));
-        let script = format!("stty -a >$D/before; {view}; echo status=$?; stty -a >$D/after");
+        // Control-C reaches the shell too; without a trap it may end before it has said the status.
+        let script = format!("trap : INT; stty -a >$D/before; {view}; echo status=$?; stty -a >$D/after");
         let mut terminal =
             Watched::new(Command::new("script").args(["-qec", &script, "/dev/null"]).env("D", host.root()));
         terminal.wait_for("Connected to machine");
