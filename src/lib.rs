@@ -9,8 +9,9 @@
 //! without root and tests compare.
 //!
 //! One process, the supervisor, owns one machine: its locks, its control group, its console and its first process,
-//! the leader. There is no daemon. Other commands find a machine through its run directory (a state file and a
-//! socket beside a lock that says they are true), or enter it by the leader's pidfd.
+//! the leader. Other commands find a machine through its run directory (a state file and a socket beside a lock that
+//! says they are true), or enter it by the leader's pidfd. The [`daemon`] only knows, names and asks: it shows machines
+//! on the bus to `machinectl` and others, and no machine depends on it.
 //!
 //! # Code map
 //!
@@ -39,6 +40,7 @@
 //! | [`supervisor::console`], [`supervisor::control`], [`supervisor::state`] | pty, log and viewers; requests; what others may know |
 //! | [`supervisor::enter`] | commands in a running machine |
 //! | [`supervisor::seal`] | our own program cannot be written through a machine |
+//! | [`daemon`] | the bus: `org.freedesktop.machine1`; knows machines, runs none |
 //! | [`cli`] | the verbs, and everything that is printed |
 //!
 //! To read it in one go: [`spec`], [`plan`], [`supervisor::handshake`], [`supervisor::child`], [`supervisor::life`].
@@ -99,6 +101,7 @@
 pub mod cgroup;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod host;
 pub mod plan;
 pub mod rootfs;

@@ -3,6 +3,7 @@
 //! What was typed is [`Arguments`]; nothing below this module knows clap, prints, or decides an exit status.
 
 pub mod config;
+pub mod daemon;
 pub mod enter;
 pub mod look;
 pub mod machine;
@@ -127,6 +128,8 @@ enum Verb {
     },
     /// Print the JSON schema of the machine file
     Schema,
+    /// Serve machines on the bus, to machinectl and others
+    Daemon(daemon::DaemonArguments),
 }
 
 #[derive(Debug, Args)]
@@ -286,6 +289,7 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::Check { names } => output::checked(|out, err| config::check(layout, &names, output::color(), out, err)),
         Verb::Show { name, origin, json } => plan::show(layout, &name, origin, json),
         Verb::Plan { name, json } => plan::plan(layout, &name, json),
+        Verb::Daemon(args) => daemon::run(layout, args),
         Verb::Schema => output::written(|out| config::schema(out)),
     }
 }

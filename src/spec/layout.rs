@@ -50,6 +50,11 @@ impl Layout {
         self.at("/run/systemd/nspawn-uid")
     }
 
+    /// State files of all machines, ours and others', at the place and in the format of systemd-machined.
+    pub fn machine_states(&self) -> PathBuf {
+        self.at("/run/systemd/machines")
+    }
+
     /// Turns a layer into the directory it stands for.
     pub fn layer(&self, layer: &Layer) -> PathBuf {
         match layer {

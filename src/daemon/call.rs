@@ -1,0 +1,194 @@
+//! One method call, its answer, and what can go wrong between them.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zbus::message::{Flags, Header};
+use zbus::wire::{DynamicType, Type};
+use zbus::{Connection, Message};
+
+use crate::sys::{self, Errno};
+
+/// An error as the caller sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// Name of the error on the bus.
+    pub(super) name: Cow<'static, str>,
+    /// One line.
+    pub(super) text: String,
+}
+
+/// What a handler gives.
+pub(super) type Outcome<T = Message> = Result<T, Failure>;
+
+/// Errors with a name of their own, after `org.freedesktop.`.
+macro_rules! failures {
+    ($($function:ident = $name:literal;)*) => {
+        $(
+            #[doc = concat!("`org.freedesktop.", $name, "`")]
+            pub(super) fn $function(text: impl fmt::Display) -> Self {
+                Self { name: Cow::Borrowed(concat!("org.freedesktop.", $name)), text: text.to_string() }
+            }
+        )*
+    };
+}
+
+impl Failure {
+    failures! {
+        machine_exists = "machine1.MachineExists";
+        no_machine_for_pid = "machine1.NoMachineForPID";
+        no_private_networking = "machine1.NoPrivateNetworking";
+        no_such_user_mapping = "machine1.NoSuchUserMapping";
+        no_such_group_mapping = "machine1.NoSuchGroupMapping";
+        job_failed = "systemd1.JobFailed";
+        failed = "DBus.Error.Failed";
+        invalid_args = "DBus.Error.InvalidArgs";
+        unknown_method = "DBus.Error.UnknownMethod";
+        unknown_object = "DBus.Error.UnknownObject";
+        unknown_interface = "DBus.Error.UnknownInterface";
+        unknown_property = "DBus.Error.UnknownProperty";
+        read_only = "DBus.Error.PropertyReadOnly";
+        access_denied = "DBus.Error.AccessDenied";
+        needs_interaction = "DBus.Error.InteractiveAuthorizationRequired";
+        not_supported = "DBus.Error.NotSupported";
+        limits_exceeded = "DBus.Error.LimitsExceeded";
+    }
+
+    /// No machine of that name.
+    pub(super) fn no_such_machine(name: &str) -> Self {
+        Self {
+            name: Cow::Borrowed("org.freedesktop.machine1.NoSuchMachine"),
+            text: format!("No machine '{name}' known"),
+        }
+    }
+
+    /// No image of that name.
+    pub(super) fn no_such_image(name: &str) -> Self {
+        Self { name: Cow::Borrowed("org.freedesktop.machine1.NoSuchImage"), text: format!("No image '{name}' known") }
+    }
+
+    /// An errno under the name that sd-bus gives it, so that clients of machined turn it back into the same errno.
+    pub(super) fn errno(errno: Errno, text: impl fmt::Display) -> Self {
+        let name = match errno {
+            Errno::ENOMEM => "org.freedesktop.DBus.Error.NoMemory".into(),
+            Errno::EPERM | Errno::EACCES => "org.freedesktop.DBus.Error.AccessDenied".into(),
+            Errno::EINVAL => "org.freedesktop.DBus.Error.InvalidArgs".into(),
+            Errno::ENOENT => "org.freedesktop.DBus.Error.FileNotFound".into(),
+            Errno::EEXIST => "org.freedesktop.DBus.Error.FileExists".into(),
+            Errno::ETIMEDOUT => "org.freedesktop.DBus.Error.Timeout".into(),
+            Errno::EIO => "org.freedesktop.DBus.Error.IOError".into(),
+            Errno::EOPNOTSUPP => "org.freedesktop.DBus.Error.NotSupported".into(),
+            other => format!("System.Error.{other:?}").into(),
+        };
+        Self { name, text: text.to_string() }
+    }
+}
+
+impl From<sys::Error> for Failure {
+    fn from(e: sys::Error) -> Self {
+        Self::errno(e.errno, &e)
+    }
+}
+
+impl From<zbus::Error> for Failure {
+    fn from(e: zbus::Error) -> Self {
+        match e {
+            zbus::Error::MethodError(name, text, _) => {
+                Self { name: name.to_string().into(), text: text.unwrap_or_default() }
+            }
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.text, self.name)
+    }
+}
+
+/// A method call that came over the bus.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    message: Message,
+    connection: Connection,
+}
+
+impl Call {
+    pub(super) fn new(message: Message, connection: Connection) -> Self {
+        Self { message, connection }
+    }
+
+    pub(super) fn header(&self) -> Header<'_> {
+        self.message.header()
+    }
+
+    /// The path that was called.
+    pub(super) fn path(&self) -> String {
+        self.header().path().map_or_else(String::new, ToString::to_string)
+    }
+
+    /// The interface, or nothing if the caller named none.
+    pub(super) fn interface(&self) -> String {
+        self.header().interface().map_or_else(String::new, ToString::to_string)
+    }
+
+    /// The method.
+    pub(super) fn member(&self) -> String {
+        self.header().member().map_or_else(String::new, ToString::to_string)
+    }
+
+    /// Unique name of the caller; the bus puts it there.
+    pub(super) fn sender(&self) -> String {
+        self.header().sender().map_or_else(String::new, ToString::to_string)
+    }
+
+    /// The connection it came over.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Whether the caller is ready to answer questions of polkit.
+    pub(super) fn interactive(&self) -> bool {
+        self.header().primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH)
+    }
+
+    /// Whether the caller wants an answer.
+    pub(super) fn wants_reply(&self) -> bool {
+        !self.header().primary().flags().contains(Flags::NO_REPLY_EXPECTED)
+    }
+
+    /// Signature of the arguments without the parentheses that several have in the library.
+    pub(super) fn signature(&self) -> String {
+        let text = self.header().signature().to_string();
+        text.strip_prefix('(').and_then(|t| t.strip_suffix(')')).map_or_else(|| text.clone(), str::to_owned)
+    }
+
+    /// The arguments, whose signature has been compared with the interface's before.
+    pub(super) fn arguments<T>(&self) -> Outcome<T>
+    where
+        T: Type + DeserializeOwned,
+    {
+        self.message.body().deserialize_ignore_signature().map_err(Failure::invalid_args)
+    }
+
+    /// An answer.
+    pub(super) fn reply<T: Serialize + DynamicType>(&self, body: &T) -> Outcome {
+        let mut builder = Message::method_return(&self.header());
+        if let Some(name) = self.connection.unique_name() {
+            builder = builder.sender(name);
+        }
+        builder.build(body).map_err(Failure::from)
+    }
+
+    /// An error as an answer.
+    pub(super) fn refuse(&self, failure: &Failure) -> zbus::Result<Message> {
+        let mut builder = Message::error(&self.header(), failure.name.as_ref());
+        if let Some(name) = self.connection.unique_name() {
+            builder = builder.sender(name);
+        }
+        builder.build(&failure.text)
+    }
+}

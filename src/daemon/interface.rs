@@ -1,0 +1,316 @@
+//! The D-Bus interfaces as data: what is checked before a method runs, and what introspection shows.
+//!
+//! One line a member, in words that are easy to compare with the interface they were recorded from:
+//!
+//! ```text
+//! method Name sig:argument … > sig:result …
+//! property Name sig const|false [write]
+//! signal Name sig:argument …
+//! ```
+
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+/// A named value of a method or a signal.
+#[derive(Debug)]
+pub(super) struct Argument {
+    pub(super) signature: &'static str,
+    pub(super) name: &'static str,
+}
+
+/// A method with what it takes and gives.
+#[derive(Debug)]
+pub(super) struct Method {
+    pub(super) name: &'static str,
+    inputs: Vec<Argument>,
+    outputs: Vec<Argument>,
+}
+
+impl Method {
+    /// The signature of all that it takes.
+    pub(super) fn takes(&self) -> String {
+        self.inputs.iter().map(|a| a.signature).collect()
+    }
+}
+
+/// A property that can be read.
+#[derive(Debug)]
+pub(super) struct Property {
+    pub(super) name: &'static str,
+    signature: &'static str,
+    emits: &'static str,
+    access: &'static str,
+}
+
+/// One interface.
+#[derive(Debug)]
+pub(super) struct Interface {
+    pub(super) name: &'static str,
+    pub(super) methods: Vec<Method>,
+    pub(super) properties: Vec<Property>,
+    signals: Vec<(&'static str, Vec<Argument>)>,
+}
+
+impl Interface {
+    /// Reads the lines described above; only called on text of this program.
+    pub(super) fn parse(name: &'static str, text: &'static str) -> Self {
+        let mut interface = Self { name, methods: Vec::new(), properties: Vec::new(), signals: Vec::new() };
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let (Some(kind), Some(name)) = (words.next(), words.next()) else { continue };
+            match kind {
+                "method" => {
+                    let inputs = words.by_ref().take_while(|w| *w != ">").map(argument).collect();
+                    interface.methods.push(Method { name, inputs, outputs: words.map(argument).collect() });
+                }
+                "property" => {
+                    let (signature, emits) = (words.next().unwrap_or("s"), words.next().unwrap_or("false"));
+                    let access = if words.next() == Some("write") { "readwrite" } else { "read" };
+                    interface.properties.push(Property { name, signature, emits, access });
+                }
+                _ => interface.signals.push((name, words.map(argument).collect())),
+            }
+        }
+        interface
+    }
+
+    /// The method of that name.
+    pub(super) fn method(&self, name: &str) -> Option<&Method> {
+        self.methods.iter().find(|m| m.name == name)
+    }
+
+    /// Adds itself to an introspection text.
+    pub(super) fn write(&self, xml: &mut String) {
+        let _ = writeln!(xml, " <interface name=\"{}\">", self.name);
+        for property in &self.properties {
+            let _ = writeln!(
+                xml,
+                "  <property name=\"{}\" type=\"{}\" access=\"{}\">\n   <annotation \
+                 name=\"org.freedesktop.DBus.Property.EmitsChangedSignal\" value=\"{}\"/>\n  </property>",
+                property.name, property.signature, property.access, property.emits
+            );
+        }
+        for method in &self.methods {
+            let _ = writeln!(xml, "  <method name=\"{}\">", method.name);
+            for (arguments, direction) in [(&method.inputs, "in"), (&method.outputs, "out")] {
+                for argument in arguments {
+                    let Argument { signature, name } = argument;
+                    let _ = writeln!(xml, "   <arg type=\"{signature}\" name=\"{name}\" direction=\"{direction}\"/>");
+                }
+            }
+            xml.push_str("  </method>\n");
+        }
+        for (name, arguments) in &self.signals {
+            let _ = writeln!(xml, "  <signal name=\"{name}\">");
+            for Argument { signature, name } in arguments {
+                let _ = writeln!(xml, "   <arg type=\"{signature}\" name=\"{name}\"/>");
+            }
+            xml.push_str("  </signal>\n");
+        }
+        xml.push_str(" </interface>\n");
+    }
+}
+
+fn argument(word: &'static str) -> Argument {
+    let (signature, name) = word.split_once(':').unwrap_or((word, ""));
+    Argument { signature, name }
+}
+
+/// A whole introspection text of an object with these interfaces and children.
+pub(super) fn introspection<'a>(interfaces: &[&Interface], children: impl Iterator<Item = &'a str>) -> String {
+    let mut xml = String::from(
+        "<!DOCTYPE node PUBLIC \"-//freedesktop//DTD D-BUS Object Introspection 1.0//EN\"\n\
+         \"https://www.freedesktop.org/standards/dbus/1.0/introspect.dtd\">\n<node>\n",
+    );
+    for interface in STANDARD.iter().chain(interfaces.iter().copied()) {
+        interface.write(&mut xml);
+    }
+    for child in children {
+        let _ = writeln!(xml, " <node name=\"{child}\"/>");
+    }
+    xml.push_str("</node>\n");
+    xml
+}
+
+/// Names of the three interfaces that every object has.
+pub(super) const PEER: &str = "org.freedesktop.DBus.Peer";
+/// See [`PEER`].
+pub(super) const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
+/// See [`PEER`].
+pub(super) const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+
+/// What every object has.
+pub(super) static STANDARD: LazyLock<[Interface; 3]> = LazyLock::new(|| {
+    [
+        Interface::parse(PEER, "method Ping >\nmethod GetMachineId > s:machine_uuid"),
+        Interface::parse(INTROSPECTABLE, "method Introspect > s:xml_data"),
+        Interface::parse(
+            PROPERTIES,
+            "method Get s:interface_name s:property_name > v:value
+             method GetAll s:interface_name > a{sv}:props
+             method Set s:interface_name s:property_name v:value >
+             signal PropertiesChanged s:interface_name a{sv}:changed_properties as:invalidated_properties",
+        ),
+    ]
+});
+
+/// `org.freedesktop.machine1.Manager` of systemd 257, and what came up to 262.
+pub(super) static MANAGER: LazyLock<Interface> = LazyLock::new(|| {
+    Interface::parse(
+        "org.freedesktop.machine1.Manager",
+        "property PoolPath s false
+         property PoolUsage t false
+         property PoolLimit t false
+         method GetMachine s:name > o:machine
+         method GetImage s:name > o:image
+         method GetMachineByPID u:pid > o:machine
+         method ListMachines > a(ssso):machines
+         method ListImages > a(ssbttto):images
+         method CreateMachine s:name ay:id s:service s:class u:leader s:root_directory a(sv):scope_properties > o:path
+         method CreateMachineWithNetwork s:name ay:id s:service s:class u:leader s:root_directory ai:ifindices \
+             a(sv):scope_properties > o:path
+         method CreateMachineEx s:name a(sv):properties a(sv):scope_properties > o:path
+         method RegisterMachine s:name ay:id s:service s:class u:leader s:root_directory > o:path
+         method RegisterMachineWithNetwork s:name ay:id s:service s:class u:leader s:root_directory ai:ifindices > o:path
+         method RegisterMachineEx s:name a(sv):properties > o:path
+         method UnregisterMachine s:name >
+         method TerminateMachine s:id >
+         method KillMachine s:name s:whom i:signal >
+         method GetMachineAddresses s:name > a(iay):addresses
+         method GetMachineSSHInfo s:name > s:ssh_address s:ssh_private_key_path
+         method GetMachineOSRelease s:name > a{ss}:fields
+         method OpenMachinePTY s:name > h:pty s:pty_path
+         method OpenMachineLogin s:name > h:pty s:pty_path
+         method OpenMachineShell s:name s:user s:path as:args as:environment > h:pty s:pty_path
+         method BindMountMachine s:name s:source s:destination b:read_only b:mkdir >
+         method CopyFromMachine s:name s:source s:destination >
+         method CopyToMachine s:name s:source s:destination >
+         method CopyFromMachineWithFlags s:name s:source s:destination t:flags >
+         method CopyToMachineWithFlags s:name s:source s:destination t:flags >
+         method OpenMachineRootDirectory s:name > h:fd
+         method GetMachineUIDShift s:name > u:shift
+         method RemoveImage s:name >
+         method RenameImage s:name s:new_name >
+         method CloneImage s:name s:new_name b:read_only >
+         method MarkImageReadOnly s:name b:read_only >
+         method GetImageHostname s:name > s:hostname
+         method GetImageMachineID s:name > ay:id
+         method GetImageMachineInfo s:name > a{ss}:machine_info
+         method GetImageOSRelease s:name > a{ss}:os_release
+         method SetPoolLimit t:size >
+         method SetImageLimit s:name t:size >
+         method CleanPool s:mode > a(st):images
+         method MapFromMachineUser s:name u:uid_inner > u:uid_outer
+         method MapToMachineUser u:uid_outer > s:machine_name o:machine_path u:uid_inner
+         method MapFromMachineGroup s:name u:gid_inner > u:gid_outer
+         method MapToMachineGroup u:gid_outer > s:machine_name o:machine_path u:gid_inner
+         signal MachineNew s:machine o:path
+         signal MachineRemoved s:machine o:path",
+    )
+});
+
+/// `org.freedesktop.machine1.Machine`, with the properties of 258.
+pub(super) static MACHINE: LazyLock<Interface> = LazyLock::new(|| {
+    Interface::parse(
+        "org.freedesktop.machine1.Machine",
+        "property Name s const
+         property Id ay const
+         property Timestamp t const
+         property TimestampMonotonic t const
+         property Service s const
+         property Unit s const
+         property Subgroup s const
+         property Leader u const
+         property LeaderPIDFDId t const
+         property Supervisor u const
+         property SupervisorPIDFDId t const
+         property Class s const
+         property RootDirectory s const
+         property NetworkInterfaces ai const
+         property VSockCID u const
+         property SSHAddress s const
+         property SSHPrivateKeyPath s const
+         property State s false
+         property UID u const
+         method Terminate >
+         method Kill s:whom i:signal >
+         method GetAddresses > a(iay):addresses
+         method GetSSHInfo > s:ssh_address s:ssh_private_key_path
+         method GetOSRelease > a{ss}:fields
+         method GetUIDShift > u:shift
+         method OpenPTY > h:pty s:pty_path
+         method OpenLogin > h:pty s:pty_path
+         method OpenShell s:user s:path as:args as:environment > h:pty s:pty_path
+         method BindMount s:source s:destination b:read_only b:mkdir >
+         method CopyFrom s:source s:destination >
+         method CopyTo s:source s:destination >
+         method CopyFromWithFlags s:source s:destination t:flags >
+         method CopyToWithFlags s:source s:destination t:flags >
+         method OpenRootDirectory > h:fd",
+    )
+});
+
+/// `org.freedesktop.machine1.Image`.
+pub(super) static IMAGE: LazyLock<Interface> = LazyLock::new(|| {
+    Interface::parse(
+        "org.freedesktop.machine1.Image",
+        "property Name s false
+         property Path s false
+         property Type s false
+         property ReadOnly b false
+         property CreationTimestamp t false
+         property ModificationTimestamp t false
+         property Usage t false
+         property Limit t false
+         property UsageExclusive t false
+         property LimitExclusive t false
+         method Remove >
+         method Rename s:new_name >
+         method Clone s:new_name b:read_only >
+         method MarkReadOnly b:read_only >
+         method SetLimit t:limit >
+         method GetHostname > s:hostname
+         method GetMachineID > ay:machine_id
+         method GetMachineInfo > a{ss}:machine_info
+         method GetOSRelease > a{ss}:os_release",
+    )
+});
+
+/// `org.freedesktop.LogControl1`, as `systemctl service-log-level` uses it.
+pub(super) static LOG_CONTROL: LazyLock<Interface> = LazyLock::new(|| {
+    Interface::parse(
+        "org.freedesktop.LogControl1",
+        "property LogLevel s false write
+         property LogTarget s false write
+         property SyslogIdentifier s false",
+    )
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_and_shown_as_it_was_meant() {
+        let interface = Interface::parse("a.b", "method M s:x ai:y > h:z\nproperty P t const\nsignal S so:both");
+        assert_eq!(interface.method("M").expect("there").takes(), "sai");
+        let mut xml = String::new();
+        interface.write(&mut xml);
+        assert!(xml.contains("<arg type=\"ai\" name=\"y\" direction=\"in\"/>"), "{xml}");
+        assert!(xml.contains("<property name=\"P\" type=\"t\" access=\"read\">"), "{xml}");
+    }
+
+    #[test]
+    fn every_interface_is_read_whole() {
+        for (interface, methods, properties) in
+            [(&MANAGER, 45, 3), (&MACHINE, 15, 19), (&IMAGE, 9, 10), (&LOG_CONTROL, 0, 3)]
+        {
+            assert_eq!(
+                (interface.methods.len(), interface.properties.len()),
+                (methods, properties),
+                "{}",
+                interface.name
+            );
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Which object is at a path, and the interfaces that every object has.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use zbus::Message;
+use zbus::wire::{OwnedVariant, Variant};
+
+use super::call::{Call, Failure, Outcome};
+use super::interface::{
+    IMAGE, INTROSPECTABLE, Interface, LOG_CONTROL, MACHINE, MANAGER, PEER, PROPERTIES, STANDARD, introspection,
+};
+use super::{Daemon, image, log_control, machine, manager};
+
+/// Path of the manager of machine1.
+pub(super) const MANAGER_PATH: &str = "/org/freedesktop/machine1";
+const MACHINES: &str = "/org/freedesktop/machine1/machine";
+const IMAGES: &str = "/org/freedesktop/machine1/image";
+const LOG_CONTROL_PATH: &str = "/org/freedesktop/LogControl1";
+
+/// Properties as they are read, with the interface's own order.
+pub(super) type Properties = Vec<(&'static str, Variant<'static>)>;
+
+/// What a path stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Object {
+    /// A place on the way to others.
+    Node,
+    Manager,
+    Machine(String),
+    Image(String),
+    LogControl,
+}
+
+impl Object {
+    fn interface(&self) -> Option<&'static Interface> {
+        match self {
+            Self::Node => None,
+            Self::Manager => Some(&MANAGER),
+            Self::Machine(_) => Some(&MACHINE),
+            Self::Image(_) => Some(&IMAGE),
+            Self::LogControl => Some(&LOG_CONTROL),
+        }
+    }
+}
+
+/// The path of a machine's object.
+pub(super) fn machine_path(name: &str) -> String {
+    format!("{MACHINES}/{}", escape(name))
+}
+
+/// The path of an image's object.
+pub(super) fn image_path(name: &str) -> String {
+    format!("{IMAGES}/{}", escape(name))
+}
+
+/// A name as a label of a path, as sd-bus writes it (`sd_bus_path_encode(3)`).
+pub(super) fn escape(name: &str) -> String {
+    if name.is_empty() {
+        return "_".into();
+    }
+    let mut label = String::with_capacity(name.len());
+    for (index, byte) in name.bytes().enumerate() {
+        if byte.is_ascii_alphabetic() || index > 0 && byte.is_ascii_digit() {
+            label.push(char::from(byte));
+        } else {
+            label.push_str(&format!("_{byte:02x}"));
+        }
+    }
+    label
+}
+
+/// The name behind a label; `None` if no name is written so.
+pub(super) fn unescape(label: &str) -> Option<String> {
+    if label == "_" {
+        return Some(String::new());
+    }
+    let mut bytes = Vec::with_capacity(label.len());
+    let mut rest = label.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        if first == b'_' {
+            let digits = tail.get(..2)?;
+            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+            rest = &tail[2..];
+        } else {
+            bytes.push(first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// Finds the object of a call.
+async fn resolve(daemon: &Arc<Daemon>, call: &Call) -> Outcome<Object> {
+    let path = call.path();
+    let unknown = || Failure::unknown_object(format!("Unknown object '{path}'."));
+    match path.as_str() {
+        MANAGER_PATH => return Ok(Object::Manager),
+        LOG_CONTROL_PATH => return Ok(Object::LogControl),
+        _ if is_parent(&path) => return Ok(Object::Node),
+        _ => {}
+    }
+    if let Some(label) = path.strip_prefix(MACHINES).and_then(|p| p.strip_prefix('/')) {
+        if label == "self" {
+            let pid = daemon.process_of(call).await?;
+            let name = daemon.registry().of_process(pid).map(|m| m.name.clone());
+            return name.map(Object::Machine).ok_or_else(unknown);
+        }
+        return unescape(label).filter(|name| daemon.knows(name)).map(Object::Machine).ok_or_else(unknown);
+    }
+    if let Some(label) = path.strip_prefix(IMAGES).and_then(|p| p.strip_prefix('/')) {
+        return unescape(label).filter(|name| image::exists(daemon, name)).map(Object::Image).ok_or_else(unknown);
+    }
+    Err(unknown())
+}
+
+fn is_parent(path: &str) -> bool {
+    [MACHINES, IMAGES, LOG_CONTROL_PATH]
+        .iter()
+        .any(|p| path == "/" || p.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+}
+
+/// Answers a call: the standard interfaces here, all else in the module of the object.
+pub(super) async fn dispatch(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
+    let (interface, member) = (call.interface(), call.member());
+    if interface == PEER {
+        check(&STANDARD[0], call)?;
+        return peer(call, &member);
+    }
+    let object = resolve(daemon, call).await?;
+    if interface == INTROSPECTABLE {
+        check(&STANDARD[1], call)?;
+        return call.reply(&introspect(daemon, &object, &call.path()));
+    }
+    if interface == PROPERTIES {
+        check(&STANDARD[2], call)?;
+        return properties(daemon, &object, call, &member).await;
+    }
+    let own = object.interface().ok_or_else(|| unknown_method(call))?;
+    if !interface.is_empty() && interface != own.name {
+        return Err(Failure::unknown_interface(format!("Unknown interface '{interface}'.")));
+    }
+    check(own, call)?;
+    match object {
+        Object::Manager => manager::call(daemon, call, &member).await,
+        Object::Machine(name) => machine::call(daemon, call, &member, &name).await,
+        Object::Image(name) => image::call(daemon, call, &member, &name).await,
+        Object::Node | Object::LogControl => Err(unknown_method(call)),
+    }
+}
+
+/// For a method that the interface has and the module has not: cannot happen, and is not a panic.
+pub(super) fn unknown_method(call: &Call) -> Failure {
+    Failure::unknown_method(format!("Unknown method '{}' or interface '{}'.", call.member(), call.interface()))
+}
+
+/// Refuses methods that the interface does not have, and arguments of other types.
+fn check(interface: &Interface, call: &Call) -> Outcome<()> {
+    let member = call.member();
+    let method = interface.method(&member).ok_or_else(|| unknown_method(call))?;
+    let (given, wanted) = (call.signature(), method.takes());
+    if given == wanted {
+        return Ok(());
+    }
+    Err(Failure::invalid_args(format!(
+        "Invalid arguments '{given}' to call {}.{member}(), expecting '{wanted}'.",
+        interface.name
+    )))
+}
+
+fn peer(call: &Call, member: &str) -> Outcome {
+    if member == "Ping" {
+        return call.reply(&());
+    }
+    let id = crate::sys::read_text(std::path::Path::new("/etc/machine-id"))?;
+    call.reply(&id.trim())
+}
+
+fn introspect(daemon: &Daemon, object: &Object, path: &str) -> String {
+    let children: Vec<String> = match (object, path) {
+        (Object::Manager, _) => vec!["image".into(), "machine".into()],
+        (Object::Node, MACHINES) => {
+            let names = daemon.registry().iter().map(|m| escape(&m.name)).collect::<Vec<_>>();
+            std::iter::once(escape(super::registry::HOST)).chain(names).collect()
+        }
+        (Object::Node, IMAGES) => image::names(daemon).iter().map(|name| escape(name)).collect(),
+        (Object::Node, _) => {
+            let base = if path == "/" { "" } else { path };
+            let mut names: Vec<String> = [MANAGER_PATH, LOG_CONTROL_PATH]
+                .iter()
+                .filter_map(|p| p.strip_prefix(base)?.strip_prefix('/')?.split('/').next().map(str::to_owned))
+                .collect();
+            names.dedup();
+            names
+        }
+        _ => Vec::new(),
+    };
+    let own: Vec<&Interface> = object.interface().into_iter().collect();
+    introspection(&own, children.iter().map(String::as_str))
+}
+
+async fn properties(daemon: &Arc<Daemon>, object: &Object, call: &Call, member: &str) -> Outcome {
+    let own = object.interface();
+    let ours = |wanted: &str| wanted.is_empty() || own.is_some_and(|i| i.name == wanted);
+    let known = |wanted: &str| STANDARD.iter().any(|i| i.name == wanted);
+    let unknown = |wanted: &str| Err(Failure::unknown_interface(format!("Unknown interface '{wanted}'.")));
+    match member {
+        "GetAll" => {
+            let wanted: String = call.arguments()?;
+            // Clients of machined ask for all interfaces by an empty name.
+            if ours(&wanted) {
+                let all: BTreeMap<_, _> = read(daemon, object).await?.into_iter().collect();
+                return call.reply(&all);
+            }
+            if known(&wanted) {
+                return call.reply(&BTreeMap::<&str, Variant<'_>>::new());
+            }
+            unknown(&wanted)
+        }
+        "Get" => {
+            let (wanted, name): (String, String) = call.arguments()?;
+            if !ours(&wanted) && !known(&wanted) {
+                return unknown(&wanted);
+            }
+            let all = if ours(&wanted) { read(daemon, object).await? } else { Vec::new() };
+            let value = all.into_iter().find(|(n, _)| *n == name);
+            let (_, value) =
+                value.ok_or_else(|| Failure::unknown_property(format!("Unknown property or interface '{name}'.")))?;
+            call.reply(&value)
+        }
+        _ => {
+            let (wanted, name, value): (String, String, OwnedVariant) = call.arguments()?;
+            if !ours(&wanted) && !known(&wanted) {
+                return unknown(&wanted);
+            }
+            if *object == Object::LogControl {
+                return log_control::set(daemon, call, &name, &value).await;
+            }
+            if own.is_some_and(|i| i.properties.iter().any(|p| p.name == name)) {
+                return Err(Failure::read_only(format!("Property '{name}' is not writable.")));
+            }
+            Err(Failure::unknown_property(format!("Unknown property or interface '{name}'.")))
+        }
+    }
+}
+
+async fn read(daemon: &Arc<Daemon>, object: &Object) -> Outcome<Properties> {
+    match object {
+        Object::Node => Ok(Vec::new()),
+        Object::Manager => Ok(manager::properties(daemon)),
+        Object::Machine(name) => machine::properties(daemon, name),
+        Object::Image(name) => image::properties(daemon, name).await,
+        Object::LogControl => Ok(log_control::properties(daemon)),
+    }
+}
+
+/// A signal of the manager about one machine.
+pub(super) fn machine_signal(member: &str, name: &str) -> zbus::Result<Message> {
+    let path = zbus::wire::OwnedObjectPath::try_from(machine_path(name))?;
+    Message::signal(MANAGER_PATH, MANAGER.name, member).build(&(name, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_stand_for_names_both_ways() {
+        for (name, label) in [(".host", "_2ehost"), ("", "_"), ("9a", "_39a"), ("a9-b", "a9_2db"), ("web", "web")] {
+            assert_eq!(escape(name), label);
+            assert_eq!(unescape(label).as_deref(), Some(name));
+        }
+        for label in ["_2", "_zz", "_ff", "a_"] {
+            assert_eq!(unescape(label), None, "{label}");
+        }
+    }
+
+    #[test]
+    fn parents_of_objects_are_nodes() {
+        for path in ["/", "/org", "/org/freedesktop", MACHINES, IMAGES] {
+            assert!(is_parent(path), "{path}");
+        }
+        for path in ["/org/freedesk", "/org/freedesktop/machine1/machine/x", "/other"] {
+            assert!(!is_parent(path), "{path}");
+        }
+    }
+}
