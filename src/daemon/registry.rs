@@ -58,6 +58,10 @@ pub(super) struct Process {
 impl Process {
     /// Takes hold of a living process.
     pub(super) fn open(pid: i32) -> sys::Result<Self> {
+        if pid <= 0 {
+            // The kernel takes such numbers for groups and for everybody.
+            return Err(sys::Error { call: format!("pidfd_open({pid})"), errno: sys::Errno::EINVAL });
+        }
         let pidfd = process::pidfd_open(Pid::from_raw(pid))?;
         Self::from_pidfd(pid, pidfd)
     }
