@@ -26,6 +26,7 @@
 //! | [`sys::path`] | [`RootFd`](sys::path::RootFd), the only way to a path inside a machine's tree |
 //! | [`sys::inode`] | one file of an untrusted tree, looked at and changed through one descriptor |
 //! | [`sys::socket`], [`sys::lock`], [`sys::bpf`] | messages with descriptors; locks that end with us; the device filter |
+//! | [`sys::btrfs`], [`sys::block`] | subvolumes and their quotas; block devices |
 //! | [`host`] | [`HostFacts`](host::HostFacts): a few small reads, no privilege |
 //! | [`plan`] | pure: namespaces, ids, root, exec ([`plan::build`]); [`plan::mounts`], [`plan::privileges`], [`plan::seccomp`] |
 //! | [`config`] | files to definition: find, layer, check; every problem at once, with its place |
@@ -33,6 +34,7 @@
 //! | [`rootfs::idmap`], [`rootfs::chown`] | picks, locks and remembers an id range; the last resort where maps do not work |
 //! | [`rootfs::init`] | finds a tree's init and tells its kind |
 //! | [`cgroup`] | the machine's groups: make, freeze, kill, remove |
+//! | [`image`] | the image store: list, find, read in, change; the locks shared with systemd's tools |
 //! | [`supervisor`] | the life of a machine, with its diagram |
 //! | [`mod@supervisor::prepare`], [`supervisor::launch`], [`supervisor::life`] | take what the host gives; make the processes; the poll loop and the end |
 //! | [`supervisor::child`], [`supervisor::handshake`] | the two children, and what they say |
@@ -103,6 +105,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod host;
+pub mod image;
 pub mod plan;
 pub mod rootfs;
 pub mod spec;

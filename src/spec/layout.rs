@@ -55,6 +55,35 @@ impl Layout {
         self.at("/run/systemd/machines")
     }
 
+    /// Lock files of images, at the place and with the names of systemd's tools.
+    pub fn image_locks(&self) -> PathBuf {
+        self.at("/run/systemd/nspawn/locks")
+    }
+
+    /// The lock of the directory or file that `device` and `inode` identify, wherever names of it are.
+    pub fn inode_lock(&self, device: u64, inode: u64) -> PathBuf {
+        self.image_locks().join(format!("inode-{device}:{inode}"))
+    }
+
+    /// The lock of a block device.
+    pub fn device_lock(&self, major: u32, minor: u32) -> PathBuf {
+        self.image_locks().join(format!("block-{major}:{minor}"))
+    }
+
+    /// The lock of the name of an image that is being made.
+    pub fn image_name_lock(&self, name: &str) -> PathBuf {
+        self.image_locks().join(format!("name-{name}"))
+    }
+
+    /// The lock of whatever is at `path`, beside it, so that hosts that share its file system see it, too; none for
+    /// the root.
+    pub fn lock_beside(path: &Path) -> Option<PathBuf> {
+        let mut name = std::ffi::OsString::from(".#");
+        name.push(path.file_name()?);
+        name.push(".lck");
+        Some(path.with_file_name(name))
+    }
+
     /// Turns a layer into the directory it stands for.
     pub fn layer(&self, layer: &Layer) -> PathBuf {
         match layer {

@@ -13,43 +13,67 @@ use nix::fcntl::FcntlArg;
 
 use super::{Context, Errno, Error, Result};
 
-/// A file that exists while somebody holds it and that only one process at a time can hold.
+/// Who else may hold a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Everybody who asks for the same.
+    Shared,
+    /// Nobody.
+    Exclusive,
+}
+
+/// A file that exists while somebody holds it, and that one process alone or several together can hold.
 ///
 /// Made, locked and removed exactly as systemd does with its own lock files, so that both can use one file.
 #[derive(Debug)]
 pub struct LockFile {
     path: PathBuf,
     file: File,
+    hold: Hold,
     released: bool,
 }
 
 impl LockFile {
-    /// Makes and locks the file; `None` if somebody else holds it. The directory must exist.
+    /// Makes and locks the file for us alone; `None` if somebody else holds it. The directory must exist.
     pub fn try_take(path: &Path) -> Result<Option<Self>> {
+        Self::try_take_as(path, Hold::Exclusive)
+    }
+
+    /// Makes and locks the file; `None` if somebody holds it who cannot share it with us. The directory must exist.
+    pub fn try_take_as(path: &Path, hold: Hold) -> Result<Option<Self>> {
         loop {
             let flags = libc::O_NOFOLLOW | libc::O_NOCTTY;
             let file = open(OpenOptions::new().read(true), path, flags)?;
-            if !try_lock(&file, path)? {
+            if !try_lock(&file, hold, path)? {
                 return Ok(None);
             }
             // The holder before us may have removed the file after we opened it: then we locked a file that
             // nobody else will ever find.
             let stat = file.metadata().call(|| format!("fstat('{}')", path.display()))?;
             if stat.nlink() > 0 {
-                return Ok(Some(Self { path: path.to_owned(), file, released: false }));
+                return Ok(Some(Self { path: path.to_owned(), file, hold, released: false }));
             }
         }
     }
 
     /// Takes over a lock whose descriptor came through an exec.
     pub fn adopt(path: PathBuf, fd: OwnedFd) -> Self {
-        Self { path, file: File::from(fd), released: false }
+        Self { path, file: File::from(fd), hold: Hold::Exclusive, released: false }
     }
 
-    /// Removes the file, then unlocks it: in this order nobody can lock a file that is about to go.
+    /// Removes the file, then unlocks it: in this order nobody can lock a file that is about to go. A file that
+    /// others hold, too, stays for the last of them.
     pub fn release(mut self) -> Result<()> {
         self.released = true;
+        if !self.is_last()? {
+            return Ok(());
+        }
         std::fs::remove_file(&self.path).call(|| format!("unlink('{}')", self.path.display()))
+    }
+
+    /// Whether nobody else holds the file; if so, nobody else can any more.
+    fn is_last(&self) -> Result<bool> {
+        Ok(self.hold == Hold::Exclusive || try_lock(&self.file, Hold::Exclusive, &self.path)?)
     }
 }
 
@@ -61,7 +85,7 @@ impl AsFd for LockFile {
 
 impl Drop for LockFile {
     fn drop(&mut self) {
-        if !self.released {
+        if !self.released && self.is_last().unwrap_or(false) {
             // A file left behind is harmless: it is not locked, and the next holder takes it as it is.
             let _ = std::fs::remove_file(&self.path);
         }
@@ -72,7 +96,7 @@ impl Drop for LockFile {
 pub fn wait(path: &Path, patience: Duration) -> Result<File> {
     let file = open(&mut OpenOptions::new(), path, libc::O_NOFOLLOW | libc::O_NOCTTY)?;
     let end = Instant::now() + patience;
-    while !try_lock(&file, path)? {
+    while !try_lock(&file, Hold::Exclusive, path)? {
         if Instant::now() >= end {
             return Err(Error {
                 call: format!("waiting for the lock on '{}'", path.display()),
@@ -90,10 +114,14 @@ fn open(options: &mut OpenOptions, path: &Path, flags: i32) -> Result<File> {
     opened.call(|| format!("open('{}')", path.display()))
 }
 
-fn try_lock(file: &File, path: &Path) -> Result<bool> {
-    #[expect(clippy::cast_possible_truncation, reason = "both constants are below 4")]
+fn try_lock(file: &File, hold: Hold, path: &Path) -> Result<bool> {
+    let kind = match hold {
+        Hold::Shared => libc::F_RDLCK,
+        Hold::Exclusive => libc::F_WRLCK,
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "the constants are below 4")]
     let whole = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
+        l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,
@@ -120,6 +148,23 @@ mod tests {
         assert!(!path.exists());
         drop(LockFile::try_take(&path).unwrap().unwrap());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_shared_lock_keeps_exclusive_ones_out_and_goes_with_its_last_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = LockFile::try_take_as(&path, Hold::Shared).unwrap().unwrap();
+        let second = LockFile::try_take_as(&path, Hold::Shared).unwrap().unwrap();
+        assert!(LockFile::try_take(&path).unwrap().is_none());
+        first.release().unwrap();
+        assert!(path.exists());
+        assert!(LockFile::try_take(&path).unwrap().is_none());
+        drop(second);
+        assert!(!path.exists());
+        let alone = LockFile::try_take(&path).unwrap().unwrap();
+        assert!(LockFile::try_take_as(&path, Hold::Shared).unwrap().is_none());
+        alone.release().unwrap();
     }
 
     #[test]

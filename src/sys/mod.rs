@@ -4,7 +4,9 @@
 //! the errno, so that callers add only their intention. Descriptors are close-on-exec by construction.
 #![allow(unsafe_code, reason = "the one place where it may appear; every block says why it is sound")]
 
+pub mod block;
 pub mod bpf;
+pub mod btrfs;
 pub mod inode;
 pub mod lock;
 pub mod mount;

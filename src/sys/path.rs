@@ -57,6 +57,12 @@ impl RootFd {
 
     /// Reads a small regular file of the tree, symlinks resolved inside; `None` if there is none.
     pub fn read(&self, path: &str, limit: usize) -> Result<Option<Vec<u8>>> {
+        // Looked at before it is opened: opening a device would run its driver. No machine can put one in the place
+        // of the file meanwhile.
+        let found = self.stat(path)?;
+        if !found.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file()) {
+            return Ok(None);
+        }
         let fd = match self.open_inside(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
             Ok(fd) => fd,
             Err(e) if matches!(e.errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENXIO) => {

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module and what it may import; the order is from the words and the force up to the faces.
-const LAYERS: [(&str, &[&str]); 10] = [
+const LAYERS: [(&str, &[&str]); 11] = [
     ("spec", &[]),
     ("sys", &[]),
     ("host", &["spec", "sys"]),
@@ -16,10 +16,11 @@ const LAYERS: [(&str, &[&str]); 10] = [
     ("config", &["spec", "plan"]),
     ("rootfs", &["spec", "sys", "host", "plan"]),
     ("cgroup", &["spec", "sys", "host", "plan"]),
-    ("supervisor", &["spec", "sys", "host", "plan", "rootfs", "cgroup"]),
+    ("image", &["spec", "sys", "host", "plan"]),
+    ("supervisor", &["spec", "sys", "host", "plan", "rootfs", "cgroup", "image"]),
     // Of `supervisor` only what others may know, ask and enter. See `the_daemon_runs_no_machine`.
-    ("daemon", &["spec", "sys", "host", "cgroup", "supervisor"]),
-    ("cli", &["daemon", "spec", "sys", "host", "plan", "config", "rootfs", "cgroup", "supervisor"]),
+    ("daemon", &["spec", "sys", "host", "cgroup", "image", "supervisor"]),
+    ("cli", &["daemon", "spec", "sys", "host", "plan", "config", "rootfs", "cgroup", "image", "supervisor"]),
 ];
 
 /// What only some modules may use: words as they are written, and the modules.

@@ -1,0 +1,195 @@
+//! Changes of whole images: name, mark of being read-only, limits.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, IFlags, Mode, OFlags, RenameFlags};
+
+use super::lock::{self, ImageLock};
+use super::{HOST, Image, ImageError, ImageKind, Store, check_name};
+use crate::sys::{self, Context as _, Errno, block, btrfs};
+
+/// Files beside an image that belong to it: settings of systemd-nspawn, and what verifies a disk.
+const BESIDE: [&str; 2] = [".nspawn", ".roothash"];
+
+impl Store {
+    /// Gives an image another name, with the files of its name beside it; replaces nothing.
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), ImageError> {
+        let image = self.get_own(from)?;
+        check_name(to)?;
+        let _lock = ImageLock::exclusive(&self.layout, &image)?;
+        let _name = lock::take_name(&self.layout, to)?;
+        self.refuse_existing(to)?;
+        let failed = |cause| ImageError::call(format!("cannot rename image '{from}' to '{to}'"), cause);
+        let new = self.path().join(file_name(to, image.kind));
+        let mark = Immutable::lift(&image).map_err(failed)?;
+        let renamed = rename(&image.path, &new);
+        mark.restore().map_err(failed)?;
+        renamed.map_err(failed)?;
+        for suffix in BESIDE {
+            match rename(&self.beside(from, suffix), &self.beside(to, suffix)) {
+                // What somebody put there for the new name is kept, and so is the old one.
+                Err(e) if matches!(e.errno, Errno::ENOENT | Errno::EEXIST) => {}
+                result => result.map_err(failed)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks an image as not to be changed, or takes the mark away.
+    ///
+    /// A subvolume cannot be written to then, a disk by nobody but root; of a directory only the uppermost level is
+    /// kept as it is, for a tree's modes are the machine's own.
+    pub fn set_read_only(&self, name: &str, read_only: bool) -> Result<(), ImageError> {
+        let image = self.get_own(name)?;
+        let _lock = ImageLock::exclusive(&self.layout, &image)?;
+        let set = match image.kind {
+            ImageKind::Subvolume => open_dir(&image.path).and_then(|dir| btrfs::set_read_only(dir, read_only)),
+            ImageKind::Directory => open_dir(&image.path).and_then(|dir| set_immutable(&dir, read_only)),
+            ImageKind::Raw => set_write_bit(&image.path, !read_only),
+            ImageKind::Block => block::open(&image.path).and_then(|device| block::set_read_only(device, read_only)),
+        };
+        let doing = || format!("cannot mark image '{name}' as {}", if read_only { "read-only" } else { "writable" });
+        set.map_err(|cause| match cause.errno {
+            Errno::ENOTTY | Errno::EOPNOTSUPP => {
+                ImageError::not_supported(doing(), "its file system has no such mark for directories")
+            }
+            _ => ImageError::call(doing(), cause),
+        })
+    }
+
+    /// Limits what an image may hold, in bytes; `None` takes the limit away. Only for subvolumes on a file system that
+    /// keeps quotas.
+    pub fn set_limit(&self, name: &str, limit: Option<u64>) -> Result<(), ImageError> {
+        let image = self.get_own(name)?;
+        let doing = format!("cannot limit image '{name}'");
+        if image.kind != ImageKind::Subvolume {
+            let why = format!("it is a {}, and only subvolumes of btrfs can be limited", image.kind.noun());
+            return Err(ImageError::not_supported(doing, why));
+        }
+        limit_subvolume(doing, &image.path, limit)
+    }
+
+    /// Limits what the whole store may hold, in bytes; `None` takes the limit away.
+    pub fn set_pool_limit(&self, limit: Option<u64>) -> Result<(), ImageError> {
+        let path = self.path();
+        let doing = "cannot limit the store";
+        let is_subvolume = File::open(&path)
+            .call(|| format!("open('{}')", path.display()))
+            .and_then(|dir| {
+                let stat = rustix::fs::fstat(&dir).call(|| "fstat()".to_owned())?;
+                Ok(btrfs::is_subvolume(&dir, &stat))
+            })
+            .map_err(|cause| ImageError::call(doing, cause))?;
+        if !is_subvolume {
+            let why = format!("'{}' is not a subvolume of btrfs", path.display());
+            return Err(ImageError::not_supported(doing, why));
+        }
+        limit_subvolume(doing.to_owned(), &path, limit)
+    }
+
+    /// An image that may be changed: any but the host.
+    fn get_own(&self, name: &str) -> Result<Image, ImageError> {
+        let image = self.get(name)?;
+        if image.is_host() { Err(ImageError::ReadOnly(name.to_owned())) } else { Ok(image) }
+    }
+
+    /// Refuses a name that anything in the store has, image or not.
+    fn refuse_existing(&self, name: &str) -> Result<(), ImageError> {
+        let is_there = |file: String| {
+            let path = self.path().join(file);
+            rustix::fs::statat(rustix::fs::CWD, &path, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        };
+        if name == HOST || is_there(name.to_owned()) || is_there(format!("{name}.raw")) {
+            return Err(ImageError::Exists(name.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn beside(&self, name: &str, suffix: &str) -> PathBuf {
+        self.path().join(format!("{name}{suffix}"))
+    }
+}
+
+impl ImageKind {
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::Subvolume => "subvolume",
+            Self::Raw => "file",
+            Self::Block => "block device",
+        }
+    }
+}
+
+/// Name of an image's file or directory.
+fn file_name(name: &str, kind: ImageKind) -> String {
+    if kind == ImageKind::Raw { format!("{name}.raw") } else { name.to_owned() }
+}
+
+fn rename(from: &Path, to: &Path) -> sys::Result<()> {
+    let cwd = rustix::fs::CWD;
+    rustix::fs::renameat_with(cwd, from, cwd, to, RenameFlags::NOREPLACE)
+        .call(|| format!("renameat2('{}', '{}')", from.display(), to.display()))
+}
+
+fn open_dir(path: &Path) -> sys::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).call(|| format!("open('{}')", path.display()))
+}
+
+/// Sets or takes the mark for which `chattr(1)` has the letter `i`.
+fn set_immutable(dir: &OwnedFd, immutable: bool) -> sys::Result<()> {
+    let mut flags = rustix::fs::ioctl_getflags(dir).call(|| "ioctl(FS_IOC_GETFLAGS)".to_owned())?;
+    if flags.contains(IFlags::IMMUTABLE) == immutable {
+        return Ok(());
+    }
+    flags.set(IFlags::IMMUTABLE, immutable);
+    rustix::fs::ioctl_setflags(dir, flags).call(|| "ioctl(FS_IOC_SETFLAGS)".to_owned())
+}
+
+/// Lets the owner write to a file, or nobody.
+fn set_write_bit(path: &Path, writable: bool) -> sys::Result<()> {
+    let file = File::open(path).call(|| format!("open('{}')", path.display()))?;
+    let stat = rustix::fs::fstat(&file).call(|| format!("fstat('{}')", path.display()))?;
+    let mode = stat.st_mode & 0o444 | if writable { 0o200 } else { 0 };
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).call(|| format!("fchmod('{}', {mode:o})", path.display()))
+}
+
+/// The mark of a read-only directory, lifted while its name is changed, which it forbids.
+struct Immutable(Option<OwnedFd>);
+
+impl Immutable {
+    fn lift(image: &Image) -> sys::Result<Self> {
+        if image.kind != ImageKind::Directory || !image.read_only {
+            return Ok(Self(None));
+        }
+        let dir = open_dir(&image.path)?;
+        let is_set = rustix::fs::ioctl_getflags(&dir).is_ok_and(|flags| flags.contains(IFlags::IMMUTABLE));
+        if !is_set {
+            return Ok(Self(None));
+        }
+        set_immutable(&dir, false)?;
+        Ok(Self(Some(dir)))
+    }
+
+    fn restore(self) -> sys::Result<()> {
+        self.0.map_or(Ok(()), |dir| set_immutable(&dir, true))
+    }
+}
+
+fn limit_subvolume(doing: String, path: &Path, limit: Option<u64>) -> Result<(), ImageError> {
+    let set = open_dir(path).and_then(|dir| {
+        let id = btrfs::info(&dir)?.id;
+        btrfs::set_limit(&dir, id, limit)
+    });
+    set.map_err(|cause| match cause.errno {
+        Errno::ENOTCONN => ImageError::NotSupported {
+            doing,
+            why: "its file system keeps no quotas".to_owned(),
+            hint: Some(format!("`btrfs quota enable {}` makes it keep them", path.display())),
+        },
+        _ => ImageError::call(doing, cause),
+    })
+}

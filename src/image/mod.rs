@@ -1,0 +1,261 @@
+//! The image store: the trees and disk images that machines start from, as systemd's tools see them, too.
+//!
+//! [`Store`] lists and finds images, changes them, and reads what they say of themselves. Every change is made under
+//! the locks that systemd's tools take ([`lock`]), so that neither removes what the other runs. An image's tree is
+//! hostile: below it nothing is opened but through [`RootFd`](crate::sys::path::RootFd) or entry by entry, by
+//! descriptor. Nothing here knows a message bus, prints, or touches a machine's definition.
+
+mod change;
+mod error;
+pub mod lock;
+mod look;
+pub mod metadata;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::spec::Layout;
+use crate::sys::path::RootFd;
+use crate::sys::{Context as _, Errno, btrfs};
+
+pub use error::ImageError;
+use lock::ImageLock;
+
+/// Name of the image that stands for the host itself: it can be read, and nothing else.
+pub const HOST: &str = ".host";
+
+/// What an image is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageKind {
+    /// A directory tree.
+    Directory,
+    /// A directory tree that is a btrfs subvolume.
+    Subvolume,
+    /// A file that is a disk, `NAME.raw`.
+    Raw,
+    /// A block device, or a symlink to one.
+    Block,
+}
+
+impl ImageKind {
+    /// machine1's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::Subvolume => "subvolume",
+            Self::Raw => "raw",
+            Self::Block => "block",
+        }
+    }
+}
+
+/// An entry of the store, as it was when it was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its name: of a raw file without `.raw`.
+    pub name: String,
+    /// Where it is in the store; may be a symlink to elsewhere.
+    pub path: PathBuf,
+    /// What it is made of.
+    pub kind: ImageKind,
+    /// Marked as not to be changed, or on a file system that cannot be.
+    pub read_only: bool,
+    /// When it was made, in microseconds since 1970.
+    pub created_us: Option<u64>,
+    /// When it was changed last, in microseconds since 1970; not known of plain directories.
+    pub modified_us: Option<u64>,
+    /// Bytes that it holds.
+    pub usage: Option<u64>,
+    /// Most bytes that it may hold.
+    pub limit: Option<u64>,
+    /// Bytes that it shares with no other image.
+    pub usage_exclusive: Option<u64>,
+    /// Most bytes that it may hold alone.
+    pub limit_exclusive: Option<u64>,
+}
+
+impl Image {
+    /// Whether lists leave it out unless asked for all.
+    pub fn is_hidden(&self) -> bool {
+        self.name.starts_with('.')
+    }
+
+    /// Whether it stands for the host.
+    pub fn is_host(&self) -> bool {
+        self.name == HOST
+    }
+
+    /// Opens it for looking, whatever kind it is.
+    fn open(&self) -> Result<OwnedFd, ImageError> {
+        rustix::fs::open(&self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .call(|| format!("open('{}')", self.path.display()))
+            .map_err(|cause| ImageError::call(format!("cannot open image '{}'", self.name), cause))
+    }
+}
+
+/// What the whole store holds and may hold, in bytes; known only on btrfs with quotas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// The directory of the store.
+    pub path: PathBuf,
+    /// Bytes held.
+    pub usage: Option<u64>,
+    /// Most bytes.
+    pub limit: Option<u64>,
+}
+
+/// The image store of a layout.
+#[derive(Debug, Clone)]
+pub struct Store {
+    layout: Layout,
+}
+
+impl Store {
+    /// The store of `layout`; its directory need not exist.
+    pub fn new(layout: &Layout) -> Self {
+        Self { layout: layout.clone() }
+    }
+
+    /// The directory of the store.
+    pub fn path(&self) -> PathBuf {
+        self.layout.images()
+    }
+
+    /// Every image by name, hidden ones and [`HOST`] among them. What vanishes meanwhile or cannot be looked at is
+    /// left out.
+    pub fn list(&self) -> Result<Vec<Image>, ImageError> {
+        let mut images = BTreeMap::new();
+        let host = look::look(HOST, Path::new("/")).ok().flatten();
+        images.extend(host.map(|host| (HOST.to_owned(), host)));
+        let failed = |cause| ImageError::call("cannot list the images", cause);
+        let path = self.path();
+        let entries = match std::fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(images.into_values().collect()),
+            Err(e) => return Err(e).call(|| format!("open('{}')", path.display())).map_err(failed),
+        };
+        for entry in entries {
+            let entry = entry.call(|| format!("getdents64('{}')", path.display())).map_err(failed)?;
+            let file_name = entry.file_name();
+            let Some(file_name) = file_name.to_str() else { continue };
+            let Some(image) = look::look_at_entry(&path, file_name) else { continue };
+            // A directory and a file may have one name, which then means the directory.
+            if image.kind != ImageKind::Raw || !images.contains_key(&image.name) {
+                images.insert(image.name.clone(), image);
+            }
+        }
+        Ok(images.into_values().collect())
+    }
+
+    /// Looks for an image by name; [`HOST`] is one.
+    ///
+    /// # Errors
+    /// [`ImageError::InvalidName`] for what can be no name.
+    pub fn find(&self, name: &str) -> Result<Option<Image>, ImageError> {
+        check_name(name)?;
+        let failed = |cause| ImageError::call(format!("cannot look at image '{name}'"), cause);
+        if name == HOST {
+            return look::look(HOST, Path::new("/")).map_err(failed);
+        }
+        for file_name in [name.to_owned(), format!("{name}.raw")] {
+            let path = self.path().join(&file_name);
+            match look::look(name, &path) {
+                Ok(Some(image)) if file_name == name || image.kind == ImageKind::Raw => return Ok(Some(image)),
+                Ok(_) => {}
+                Err(e) if matches!(e.errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks for an image that must be there.
+    ///
+    /// # Errors
+    /// [`ImageError::NoSuchImage`] besides those of [`Store::find`].
+    pub fn get(&self, name: &str) -> Result<Image, ImageError> {
+        self.find(name)?.ok_or_else(|| ImageError::NoSuchImage(name.to_owned()))
+    }
+
+    /// What the store holds and may hold.
+    pub fn pool(&self) -> Pool {
+        let path = self.path();
+        let quota = File::open(&path).ok().and_then(|dir| {
+            let stat = rustix::fs::fstat(&dir).ok()?;
+            let info = btrfs::is_subvolume(&dir, &stat).then(|| btrfs::info(&dir).ok())??;
+            btrfs::quota(&dir, info.id).ok()?
+        });
+        Pool { path, usage: quota.map(|q| q.referenced), limit: quota.and_then(|q| q.referenced_limit) }
+    }
+
+    /// The host name that an image gives itself; `None` if it gives none.
+    ///
+    /// # Errors
+    /// As of all four that read in an image: [`ImageError::InUse`] while a machine writes to it and
+    /// [`ImageError::NotSupported`] for one that is a disk.
+    pub fn hostname(&self, name: &str) -> Result<Option<String>, ImageError> {
+        self.read_in(name, metadata::hostname)
+    }
+
+    /// The machine id of an image; `None` while it has none.
+    pub fn machine_id(&self, name: &str) -> Result<Option<[u8; 16]>, ImageError> {
+        self.read_in(name, metadata::machine_id)
+    }
+
+    /// The variables of an image's `/etc/machine-info`, in order.
+    pub fn machine_info(&self, name: &str) -> Result<Vec<(String, String)>, ImageError> {
+        self.read_in(name, metadata::machine_info)
+    }
+
+    /// The variables of an image's os-release file, in order.
+    pub fn os_release(&self, name: &str) -> Result<Vec<(String, String)>, ImageError> {
+        self.read_in(name, metadata::os_release)
+    }
+
+    /// Reads in an image's tree while nobody may change it.
+    fn read_in<T>(
+        &self,
+        name: &str,
+        read: impl FnOnce(&RootFd) -> Result<T, crate::sys::Error>,
+    ) -> Result<T, ImageError> {
+        let image = self.get(name)?;
+        if matches!(image.kind, ImageKind::Raw | ImageKind::Block) {
+            let why = "it is a disk, whose files are not looked at";
+            return Err(ImageError::not_supported(format!("cannot read in image '{name}'"), why));
+        }
+        let failed = |cause| ImageError::call(format!("cannot read in image '{name}'"), cause);
+        let root = RootFd::open(&image.path).map_err(failed)?;
+        let _lock = match image.is_host() {
+            true => None,
+            false => Some(ImageLock::shared(&self.layout, &image)?),
+        };
+        read(&root).map_err(failed)
+    }
+}
+
+/// Checks that `name` can be the name of an image, as systemd does: one path component of text that is no
+/// temporary file's.
+fn check_name(name: &str) -> Result<(), ImageError> {
+    let rule = if name.is_empty() || name.len() > LONGEST_NAME {
+        "must have 1 to 245 bytes"
+    } else if matches!(name, "." | "..") || name.contains('/') {
+        "must be a single component of a path"
+    } else if name.chars().any(char::is_control) {
+        "may not hold control characters"
+    } else if name.starts_with(".#") {
+        "begins with `.#`, as only temporary files may"
+    } else {
+        return Ok(());
+    };
+    Err(ImageError::InvalidName { name: name.to_owned(), rule })
+}
+
+/// Leaves room for the names made from it: `.#NAME.raw.lck`.
+const LONGEST_NAME: usize = 245;
+
+#[cfg(test)]
+mod tests;
