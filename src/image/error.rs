@@ -19,7 +19,12 @@ pub enum ImageError {
         rule: &'static str,
     },
     /// A machine or another program uses the image; `EBUSY` to other programs.
-    InUse(String),
+    InUse {
+        /// The image, or the name that one is being made with.
+        name: String,
+        /// The process that holds the lock, when it can be seen.
+        by: Option<String>,
+    },
     /// The image is the host or part of its system; `EROFS` to other programs.
     ReadOnly(String),
     /// Not with this image, or not on this file system.
@@ -66,7 +71,10 @@ impl fmt::Display for ImageError {
             Self::NoSuchImage(name) => write!(f, "no image '{}' known", shown(name)),
             Self::Exists(name) => write!(f, "image '{}' already exists", shown(name)),
             Self::InvalidName { name, rule } => write!(f, "image name '{}' {rule}", shown(name)),
-            Self::InUse(name) => write!(f, "image '{}' is in use", shown(name)),
+            Self::InUse { name, by } => {
+                write!(f, "image '{}' is in use", shown(name))?;
+                by.iter().try_for_each(|by| write!(f, " by {by}"))
+            }
             Self::ReadOnly(name) => write!(f, "image '{}' is the host's own system", shown(name)),
             Self::NotSupported { doing, why, .. } => write!(f, "{doing}: {why}"),
             Self::Cancelled => f.write_str("interrupted"),

@@ -6,13 +6,13 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
 use super::{Image, ImageError};
 use crate::spec::Layout;
-use crate::sys::lock::{Hold, LockFile};
+use crate::sys::lock::{Hold, LockFile, find_holder};
 use crate::sys::{self, Context as _, Errno};
 
 /// Whether the lock beside a tree is wanted, too.
@@ -24,6 +24,17 @@ pub enum Beside {
     No,
 }
 
+/// A lock that somebody holds in another way than was asked for.
+#[derive(Debug)]
+pub struct Busy(PathBuf);
+
+impl Busy {
+    /// The process that holds it, as in "process 4711, systemd-nspawn", when it can be seen.
+    pub fn holder(&self) -> Option<String> {
+        find_holder([self.0.clone()])
+    }
+}
+
 /// The locks of one image, until dropped.
 #[derive(Debug)]
 pub struct ImageLock {
@@ -31,7 +42,7 @@ pub struct ImageLock {
 }
 
 impl ImageLock {
-    /// Locks the open file or directory `fd` that is at `path`; `None` if somebody uses it in another way.
+    /// Locks the open file or directory `fd` that is at `path`.
     ///
     /// The root of the host has no lock beside it, and a block device needs none.
     pub fn try_take(
@@ -40,7 +51,7 @@ impl ImageLock {
         fd: impl AsFd,
         hold: Hold,
         beside: Beside,
-    ) -> sys::Result<Option<Self>> {
+    ) -> sys::Result<Result<Self, Busy>> {
         let stat = rustix::fs::fstat(fd).call(|| format!("fstat('{}')", path.display()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let mut locks = Vec::new();
@@ -51,7 +62,7 @@ impl ImageLock {
         {
             match LockFile::try_take_as(&file, hold) {
                 Ok(Some(lock)) => locks.push(lock),
-                Ok(None) => return Ok(None),
+                Ok(None) => return Ok(Err(Busy(file))),
                 // Who shares this file system can change it as little as we can.
                 Err(e) if e.errno == Errno::EROFS => {}
                 Err(e) => return Err(e),
@@ -63,9 +74,9 @@ impl ImageLock {
             }
             _ => layout.inode_lock(stat.st_dev, stat.st_ino),
         };
-        let Some(lock) = take_in_run(layout, &file, hold)? else { return Ok(None) };
+        let Some(lock) = take_in_run(layout, &file, hold)? else { return Ok(Err(Busy(file))) };
         locks.push(lock);
-        Ok(Some(Self { locks }))
+        Ok(Ok(Self { locks }))
     }
 
     /// Locks an image for reading in it.
@@ -82,12 +93,13 @@ impl ImageLock {
         let fd = image.open()?;
         let taken = Self::try_take(layout, &image.path, &fd, hold, Beside::Yes);
         let failed = |cause| ImageError::call(format!("cannot lock image '{}'", image.name), cause);
-        let lock = taken.map_err(failed)?.ok_or_else(|| ImageError::InUse(image.name.clone()))?;
+        let in_use = |by| ImageError::InUse { name: image.name.clone(), by };
+        let lock = taken.map_err(failed)?.map_err(|busy| in_use(busy.holder()))?;
         let stat = |fd: &_| rustix::fs::fstat(fd).call(|| "fstat()".to_owned()).map_err(failed);
         let (locked, now) = (stat(&fd)?, stat(&image.open()?)?);
         if (locked.st_dev, locked.st_ino) != (now.st_dev, now.st_ino) {
             // Whoever held it until now has put something else in its place.
-            return Err(ImageError::InUse(image.name.clone()));
+            return Err(in_use(None));
         }
         Ok(lock)
     }
@@ -103,7 +115,7 @@ impl ImageLock {
 pub(super) fn take_name(layout: &Layout, name: &str) -> Result<LockFile, ImageError> {
     let taken = try_take_name(layout, name);
     let taken = taken.map_err(|cause| ImageError::call(format!("cannot lock the name '{name}'"), cause))?;
-    taken.ok_or_else(|| ImageError::InUse(name.to_owned()))
+    taken.ok_or_else(|| ImageError::InUse { name: name.to_owned(), by: find_holder([layout.image_name_lock(name)]) })
 }
 
 /// Locks the name of an image that is being made; `None` if somebody else makes one of this name.

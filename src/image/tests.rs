@@ -26,6 +26,13 @@ fn names(store: &Store) -> Vec<String> {
     store.list().unwrap().into_iter().map(|image| image.name).collect()
 }
 
+/// What anybody gets while this process holds a lock of the image.
+fn in_use<T>(name: &str) -> Result<T, ImageError> {
+    let program = fs::read_to_string("/proc/self/comm").unwrap();
+    let by = format!("process {}, {}", std::process::id(), program.trim_end());
+    Err(ImageError::InUse { name: name.to_owned(), by: Some(by) })
+}
+
 fn write(root: &Path, path: &str, text: &str) {
     let path = root.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -157,7 +164,6 @@ fn an_image_that_is_read_by_a_machine_is_not_changed() {
     let path = store.path().join("web");
     let fd = fs::File::open(&path).unwrap();
     let lock = ImageLock::try_take(&store.layout, &path, &fd, Hold::Shared, lock::Beside::Yes).unwrap().unwrap();
-    let in_use = |name: &str| Err(ImageError::InUse(name.to_owned()));
     assert_eq!(store.rename("web", "www"), in_use("web"));
     assert_eq!(store.set_read_only("web", true), in_use("web"));
     assert_eq!(store.rename("link", "www"), in_use("link"));
@@ -248,12 +254,12 @@ fn what_a_machine_writes_to_is_not_read_and_what_it_only_reads_is() {
 
     let shared = take(Hold::Shared).unwrap();
     assert_eq!(store.hostname("web"), Ok(None));
-    assert!(take(Hold::Exclusive).is_none());
+    assert!(take(Hold::Exclusive).is_err());
     shared.release().unwrap();
     let alone = take(Hold::Exclusive).unwrap();
-    assert_eq!(store.hostname("web"), Err(ImageError::InUse("web".to_owned())));
-    assert_eq!(store.hostname("link"), Err(ImageError::InUse("link".to_owned())), "whatever path leads there");
-    assert!(take(Hold::Shared).is_none());
+    assert_eq!(store.hostname("web"), in_use("web"));
+    assert_eq!(store.hostname("link"), in_use("link"), "whatever path leads there");
+    assert!(take(Hold::Shared).is_err());
     alone.release().unwrap();
     assert_eq!(store.hostname("web"), Ok(None));
 }

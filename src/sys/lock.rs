@@ -109,6 +109,27 @@ pub fn wait(path: &Path, patience: Duration) -> Result<File> {
     Ok(file)
 }
 
+/// The process that has one of these lock files open, as in "process 4711, systemd-nspawn".
+///
+/// The kernel does not tell who holds such a lock, so this looks through the descriptors of every process; it
+/// is for error messages only.
+pub fn find_holder(files: impl IntoIterator<Item = PathBuf>) -> Option<String> {
+    let identity = |stat: std::fs::Metadata| (stat.dev(), stat.ino());
+    let files: Vec<_> = files.into_iter().filter_map(|file| std::fs::metadata(file).ok()).map(identity).collect();
+    let holds_one = |process: &Path| {
+        let fds = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        fds.filter_map(|fd| std::fs::metadata(fd.path()).ok()).any(|stat| files.contains(&identity(stat)))
+    };
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let pid = process.file_name().into_string().unwrap_or_default();
+        if pid.bytes().all(|b| b.is_ascii_digit()) && holds_one(&process.path()) {
+            let program = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!("process {pid}, {}", program.trim_end().escape_debug()));
+        }
+    }
+    None
+}
+
 fn open(options: &mut OpenOptions, path: &Path, flags: i32) -> Result<File> {
     let opened = options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path);
     opened.call(|| format!("open('{}')", path.display()))

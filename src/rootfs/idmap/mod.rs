@@ -13,7 +13,7 @@ use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -152,8 +152,10 @@ pub fn acquire(layout: &Layout, name: &MachineName, mode: UserMode) -> Result<Id
             Ok(lock)
         }
         UserMode::Range(range) if blocks(range).count() as u64 > MOST_BLOCKS => Err(IdMapError::TooLarge(range)),
-        UserMode::Range(range) => IdRangeLock::try_take(layout, range)?
-            .ok_or_else(|| IdMapError::Taken { range, holder: find_holder(layout, range) }),
+        UserMode::Range(range) => IdRangeLock::try_take(layout, range)?.ok_or_else(|| IdMapError::Taken {
+            range,
+            holder: lock::find_holder(blocks(range).map(|block| lock_path(layout, block))),
+        }),
         // The host's own ids cannot be kept from anybody.
         UserMode::Identity | UserMode::Host => {
             Ok(IdRangeLock { range: IdRange { shift: 0, size: ID_RANGE_SIZE }, locks: Vec::new() })
@@ -235,29 +237,6 @@ fn try_lock(layout: &Layout, block: u32) -> sys::Result<Option<LockFile>> {
 
 fn make_dir(dir: &Path, mode: u32) -> sys::Result<()> {
     DirBuilder::new().recursive(true).mode(mode).create(dir).call(|| format!("mkdir('{}')", dir.display()))
-}
-
-/// The process that has a lock file of `range` open, as in "process 4711, systemd-nspawn".
-///
-/// The kernel does not tell who holds such a lock, so this looks through the descriptors of every process; it
-/// is for error messages only.
-fn find_holder(layout: &Layout, range: IdRange) -> Option<String> {
-    let files: Vec<_> = blocks(range)
-        .filter_map(|block| std::fs::metadata(lock_path(layout, block)).ok())
-        .map(|stat| (stat.dev(), stat.ino()))
-        .collect();
-    let holds_one = |process: &Path| {
-        let fds = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-        fds.filter_map(|fd| std::fs::metadata(fd.path()).ok()).any(|stat| files.contains(&(stat.dev(), stat.ino())))
-    };
-    for process in std::fs::read_dir("/proc").ok()?.flatten() {
-        let pid = process.file_name().into_string().unwrap_or_default();
-        if pid.bytes().all(|b| b.is_ascii_digit()) && holds_one(&process.path()) {
-            let program = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return Some(format!("process {pid}, {}", program.trim_end().escape_debug()));
-        }
-    }
-    None
 }
 
 fn memory_path(layout: &Layout, name: &MachineName) -> PathBuf {
