@@ -11,12 +11,28 @@ use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
 
 use super::Daemon;
 use super::call::{Call, Failure, Outcome};
+use crate::sys::process;
 
-/// Who called, as the bus says.
+/// Who called, as the bus says or the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Credentials {
     pub(super) uid: u32,
     pub(super) pid: i32,
+}
+
+/// The caller as polkit knows it; several ways to say it if older versions do not understand the first.
+fn subjects(call: &Call) -> Vec<Subject> {
+    let Some(peer) = call.peer() else {
+        return Subject::new_for_message_header(&call.header()).into_iter().collect();
+    };
+    let Some(pidfd) = &peer.pidfd else { return Vec::new() };
+    let mut subjects: Vec<Subject> = Subject::new_for_owner(pidfd, peer.uid).into_iter().collect();
+    // polkit before 124 has no pidfds. The time of its start is that of our caller if it still lives now.
+    let by_number = u32::try_from(peer.pid).map(|pid| Subject::new_for_pid(pid, None, Some(peer.uid)));
+    if process::pidfd_send_signal(pidfd, 0).is_ok() {
+        subjects.extend(by_number.into_iter().flatten());
+    }
+    subjects
 }
 
 /// How many callers are remembered; the oldest knowledge is thrown away all at once.
@@ -25,6 +41,9 @@ const REMEMBERED: usize = 1024;
 impl Daemon {
     /// Who called. Unique names are never given twice, so the answer is kept.
     pub(super) async fn credentials(&self, call: &Call) -> Outcome<Credentials> {
+        if let Some(peer) = call.peer() {
+            return Ok(Credentials { uid: peer.uid, pid: peer.pid });
+        }
         let sender = call.sender();
         if let Some(known) = self.callers().get(&sender) {
             return Ok(*known);
@@ -75,7 +94,6 @@ impl Daemon {
         }
         let denied = || Failure::access_denied(format!("Permission denied: '{action}' is for root only."));
         let authority = AuthorityProxy::new(call.connection()).await?;
-        let subject = Subject::new_for_message_header(&call.header()).map_err(|_| denied())?;
         let details: HashMap<&str, &str> = details.iter().copied().collect();
         let flags = if call.interactive() {
             CheckAuthorizationFlags::ALLOW_USER_INTERACTION
@@ -83,8 +101,14 @@ impl Daemon {
             CheckAuthorizationFlags::default()
         };
         // Without polkit only root passes.
-        let result =
-            authority.check_authorization(&subject, action, &details, flags, "").await.map_err(|_| denied())?;
+        let mut result = Err(zbus::Error::Unsupported);
+        for subject in subjects(call) {
+            result = authority.check_authorization(&subject, action, &details, flags, "").await;
+            if result.is_ok() {
+                break;
+            }
+        }
+        let result = result.map_err(|_| denied())?;
         if result.is_authorized {
             return Ok(());
         }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,6 +10,9 @@ use zbus::message::{Flags, Header};
 use zbus::wire::{DynamicType, Type};
 use zbus::{Connection, Message};
 
+use super::interface::MANAGER;
+use super::objects::MANAGER_PATH;
+use crate::sys::socket::Peer;
 use crate::sys::{self, Errno};
 
 /// An error as the caller sees it.
@@ -109,16 +113,44 @@ impl fmt::Display for Failure {
     }
 }
 
-/// A method call that came over the bus.
+/// A method call that came over the bus, or by a socket of ours and was put into the bus's words.
+///
+/// Handlers need not know which: they read [`arguments`](Self::arguments), ask the daemon for credentials and
+/// authorisation, and give a [`reply`](Self::reply). The other side of a socket reads that back.
 #[derive(Debug, Clone)]
 pub(super) struct Call {
     message: Message,
     connection: Connection,
+    /// Who called, if it was not over the bus.
+    peer: Option<Arc<Peer>>,
 }
 
 impl Call {
     pub(super) fn new(message: Message, connection: Connection) -> Self {
-        Self { message, connection }
+        Self { message, connection, peer: None }
+    }
+
+    /// The call of a method of the manager by the process at the other end of a socket.
+    ///
+    /// `interactive` says whether it is ready to answer questions of polkit.
+    pub(super) fn of_peer<T: Serialize + DynamicType>(
+        peer: &Arc<Peer>,
+        connection: &Connection,
+        member: &str,
+        arguments: &T,
+        interactive: bool,
+    ) -> Outcome<Self> {
+        let mut builder = Message::method_call(MANAGER_PATH, member).interface(MANAGER.name);
+        if interactive {
+            builder = builder.with_flags(Flags::ALLOW_INTERACTIVE_AUTH);
+        }
+        let message = builder.build(arguments)?;
+        Ok(Self { message, connection: connection.clone(), peer: Some(Arc::clone(peer)) })
+    }
+
+    /// Who called, if it was not over the bus.
+    pub(super) fn peer(&self) -> Option<&Arc<Peer>> {
+        self.peer.as_ref()
     }
 
     pub(super) fn header(&self) -> Header<'_> {
@@ -140,12 +172,15 @@ impl Call {
         self.header().member().map_or_else(String::new, ToString::to_string)
     }
 
-    /// Unique name of the caller; the bus puts it there.
+    /// Unique name of the caller, which the bus puts there, or the process behind a socket.
     pub(super) fn sender(&self) -> String {
+        if let Some(peer) = &self.peer {
+            return format!("process {}", peer.pid);
+        }
         self.header().sender().map_or_else(String::new, ToString::to_string)
     }
 
-    /// The connection it came over.
+    /// The connection to the bus; the call came over it unless it has a [`peer`](Self::peer).
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }

@@ -118,6 +118,32 @@ pub fn connect_in(dir: impl AsFd, name: &str) -> Result<OwnedFd> {
     Ok(fd)
 }
 
+/// The process that connected a socket, as the kernel remembers it.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its effective user then.
+    pub uid: u32,
+    /// Its number in our namespace, 0 if it is in none that we see.
+    pub pid: i32,
+    /// A hold on the process, so that no later one is taken for it; `None` if it has ended.
+    pub pidfd: core::option::Option<OwnedFd>,
+}
+
+/// Asks who is at the other end of a connected socket of the UNIX family.
+///
+/// Before Linux 6.5 the pidfd is opened by number, and a process that took the number in between is mistaken.
+pub fn peer(socket: impl AsFd) -> Result<Peer> {
+    let socket = socket.as_fd();
+    let told = nix::sys::socket::getsockopt(&socket, sockopt::PeerCredentials);
+    let told = told.call(|| "getsockopt(SO_PEERCRED)".into())?;
+    let pid = told.pid();
+    let pidfd = match nix::sys::socket::getsockopt(&socket, sockopt::PeerPidfd) {
+        Err(Errno::ENOPROTOOPT) if pid > 0 => super::process::pidfd_open(nix::unistd::Pid::from_raw(pid)).ok(),
+        other => other.ok(),
+    };
+    Ok(Peer { uid: told.uid(), pid, pidfd })
+}
+
 /// Sends a datagram to the service manager's socket `address` (a path or `@abstract`), as `sd_notify(3)` does.
 pub fn notify(address: &str, text: &str) -> Result<()> {
     let fd = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
