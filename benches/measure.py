@@ -35,7 +35,7 @@ class Bench:
     def ours(self, verb, name, root, users="auto", boot=f'init = "{PAYLOAD}"'):
         name = f"{self.tag}-{name}"
         with open(f"{self.definitions}/{name}.toml", "w", encoding="utf-8") as file:
-            file.write(f'[boot]\n{boot}\n[root]\n{root}\n[users]\nmode = "{users}"\n')
+            file.write(f'register = "no"\n[boot]\n{boot}\n[root]\n{root}\n[users]\nmode = "{users}"\n')
         return [self.machinist, "--quiet", "--root", self.host, verb, name]
 
     def nspawn(self, *options, command=(PAYLOAD,), tree=None):

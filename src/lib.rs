@@ -28,6 +28,7 @@
 //! | [`sys::socket`], [`sys::lock`], [`sys::bpf`] | messages with descriptors; locks that end with us; the device filter |
 //! | [`sys::btrfs`], [`sys::block`] | subvolumes and their quotas; block devices |
 //! | [`host`] | [`HostFacts`](host::HostFacts): a few small reads, no privilege |
+//! | [`bus`] | client of the system bus, in a child that cannot keep us waiting |
 //! | [`plan`] | pure: namespaces, ids, root, exec ([`plan::build`]); [`plan::mounts`], [`plan::privileges`], [`plan::seccomp`] |
 //! | [`config`] | files to definition: find, layer, check; every problem at once, with its place |
 //! | [`rootfs`] | holds the trees and makes the root; [`rootfs::mounts`] carries out the list below it |
@@ -38,6 +39,7 @@
 //! | [`supervisor`] | the life of a machine, with its diagram |
 //! | [`mod@supervisor::prepare`], [`supervisor::launch`], [`supervisor::life`] | take what the host gives; make the processes; the poll loop and the end |
 //! | [`supervisor::child`], [`supervisor::handshake`] | the two children, and what they say |
+//! | `supervisor::registration` | the machine's entry in `org.freedesktop.machine1` |
 //! | [`supervisor::stop`] | each init's own way to be stopped and restarted |
 //! | [`supervisor::console`], [`supervisor::control`], [`supervisor::state`] | pty, log and viewers; requests; what others may know |
 //! | [`supervisor::enter`] | commands in a running machine |
@@ -61,7 +63,8 @@
 //!    namespaces (`/proc`, `/sys`, `/dev/pts`, …) and hands them over; the outer child attaches everything, covers what
 //!    is to be hidden, moves to the new root and is gone.
 //! 6. The inner child, in the new root by now, takes a mount namespace that its own user namespace owns; all
-//!    mounts are locked for it by that. The supervisor writes the state file and opens the console, and says go.
+//!    mounts are locked for it by that. The supervisor writes the state file, opens the console, has the machine
+//!    registered by a child that has been on the bus since step 4, and says go.
 //! 7. The inner child drops what it must not have, loads the filter and executes the init. The socket's end of file
 //!    tells the supervisor that it worked.
 //! 8. The poll loop runs until the leader ends. A reboot goes back to step 4 with the same locks, groups, ids and
@@ -83,6 +86,8 @@
 //! - **No chown of a tree** unless a definition asks for it.
 //! - **No host object without a name made from the machine's.** Guards do not run on SIGKILL; `reap` and the next start
 //!   find leftovers by name.
+//! - **No connection to the bus and no wait for it in a supervisor**: who speaks to it is a child that is killed when its time is
+//!   up. The machine goes on without an answer, unless its definition says otherwise.
 //! - **No printing and no exit status outside [`cli`]**, and no logging: what fails is returned, once, as one line.
 //! - **Nothing of the machine is run or trusted to enter it**: users are looked up by us, through `RootFd`.
 //!
@@ -100,6 +105,7 @@
 //! - **Ephemeral uppers are a tmpfs** of the machine's mount namespace, not a directory that somebody must remove.
 //! - **[`config`] knows the words of [`plan::seccomp`]**, so that a wrong one is refused with its line in the file.
 
+pub mod bus;
 pub mod cgroup;
 pub mod cli;
 pub mod config;

@@ -38,6 +38,7 @@ fn prepare(layout: &Layout, name: &str) -> Result<Job, Failure> {
         definition,
         console: Mode::Detached,
         on_chown: chown_progress,
+        on_warning: output::warn_anywhere,
         background: false,
     })
 }
@@ -119,7 +120,8 @@ fn start_one(layout: &Layout, name: &str, no_wait: bool, quiet: bool) -> Result<
     let received = crate::sys::socket::receive(&ours, &mut buffer).map_err(|e| call(&e))?;
     spinner.clear();
     match buffer.get(..received.len) {
-        Some(b"ready") => {
+        Some(word) if word.starts_with(b"ready") => {
+            String::from_utf8_lossy(word).lines().skip(1).for_each(output::warn);
             say(quiet, &format!("Machine '{name}' is running."));
             Ok(())
         }

@@ -159,6 +159,12 @@ pub(crate) fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "{} {}", label("warning:", "1;33"), clean(text));
 }
 
+/// Same, also on a terminal that shows a machine's console already and so needs to be told where a line begins.
+pub(crate) fn warn_anywhere(text: &str) {
+    let end = if std::io::stderr().is_terminal() { "\r\n" } else { "\n" };
+    let _ = write!(std::io::stderr(), "{} {}{end}", label("warning:", "1;33"), clean(text));
+}
+
 /// Runs something that writes its result; a reader that went away is no failure.
 pub(crate) fn written(work: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<u8, Failure> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());

@@ -6,7 +6,7 @@ use std::io::{IsTerminal as _, Write};
 use super::config::{self as face, ShowError, ShowStyle};
 use super::output::{self, Failure, written};
 use crate::plan::{self, IdPlan, Plan, TreePlan, privileges, seccomp};
-use crate::spec::{InitKind, Layout, Ownership, Payload, Ready, Volatile};
+use crate::spec::{InitKind, Layout, Ownership, Payload, Ready, Register, Volatile};
 use crate::{config, host};
 
 /// `machinist show`
@@ -58,6 +58,14 @@ pub fn describe(plan: &Plan) -> String {
         let _ = writeln!(text, "{key:<13} {value}");
     };
     line("machine", plan.name.as_str());
+    line(
+        "registered",
+        match plan.register {
+            Register::Auto => "with org.freedesktop.machine1, if it can be",
+            Register::Yes => "with org.freedesktop.machine1, or it does not run",
+            Register::No => "no",
+        },
+    );
     let mut namespaces = vec!["mount", "pid", "uts", "ipc", "cgroup"];
     let own = plan.namespaces;
     namespaces

@@ -10,8 +10,8 @@ use super::values::{
     VariableValue,
 };
 use crate::spec::{
-    BindIdmap, Clock, GuestPath, Hostname, Layer, MachineId, NetworkMode, Ownership, Propagation, Ready, Upper,
-    UserMode, Volatile,
+    BindIdmap, Clock, GuestPath, Hostname, Layer, MachineId, NetworkMode, Ownership, Propagation, Ready, Register,
+    Upper, UserMode, Volatile,
 };
 
 table! {
@@ -21,6 +21,9 @@ table! {
         "description" description: Option<Line> = None,
         /// Profiles this definition builds on; later ones win, and the definition wins over all.
         "extends" extends: Vec<At<ProfileName>> = Vec::new(),
+        /// Enter the machine into the host's table of machines on the system bus, which `machinectl` and others
+        /// ask: if it can be, else with a warning (`auto`), or the machine does not run (`yes`), or `no`.
+        "register" register: Register = Register::Auto,
         /// What runs in the machine, and how it starts and stops.
         "boot" boot: BootTable = BootTable::unset(),
         /// Who the machine says it is.

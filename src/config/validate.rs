@@ -56,6 +56,7 @@ pub(super) fn validate(
     let console = &file.console.value;
     Some(MachineSpec {
         description: file.description.value.as_ref().map(|line| line.as_str().to_owned()),
+        register: file.register.value,
         boot: boot?,
         identity: Identity { hostname: identity.hostname.value.clone()?, machine_id: identity.machine_id.value },
         root: root?,

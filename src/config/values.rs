@@ -13,7 +13,7 @@ use super::reader::{Reader, Setting, Value};
 use crate::plan::seccomp::SyscallPolicy;
 use crate::spec::{
     CAPABILITIES, Clock, GuestPath, Hostname, ImageName, InitKind, Layer, MachineId, NetworkMode, Ownership,
-    Propagation, Ready, Upper, Volatile, WordError,
+    Propagation, Ready, Register, Upper, Volatile, WordError,
 };
 
 /// What is wrong with a text, and what to write instead if we know.
@@ -128,6 +128,7 @@ macro_rules! choice {
 }
 
 choice!(Ready { "auto" => Auto, "notify" => Notify, "started" => Started });
+choice!(Register { "auto" => Auto, "yes" => Yes, "no" => No });
 choice!(Clock { "host" => Host, "own" => Own });
 choice!(Volatile { "no" => No, "state" => State, "yes" => Yes });
 choice!(Propagation { "private" => Private, "slave" => Slave });
@@ -396,6 +397,7 @@ mod tests {
     #[test]
     fn words_are_shown_and_serialised_as_they_are_read() {
         assert_words::<Ready>(&["auto", "notify", "started"]);
+        assert_words::<Register>(&["auto", "yes", "no"]);
         assert_words::<Clock>(&["host", "own"]);
         assert_words::<Volatile>(&["no", "state", "yes"]);
         assert_words::<Propagation>(&["private", "slave"]);

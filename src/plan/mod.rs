@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::host::HostFacts;
 use crate::spec::{
     Clock, Console, IdRange, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Ownership, Payload, Ready,
-    RootSource, Upper, UserMode, Volatile,
+    Register, RootSource, Upper, UserMode, Volatile,
 };
 use mounts::MountOp;
 use seccomp::SyscallPolicy;
@@ -27,6 +27,8 @@ use seccomp::SyscallPolicy;
 pub struct Plan {
     /// The machine.
     pub name: MachineName,
+    /// Whether it is entered into the host's table of machines.
+    pub register: Register,
     /// Which namespaces are its own besides mount, pid, uts, ipc and cgroup.
     pub namespaces: Namespaces,
     /// Which host ids it gets.
@@ -220,6 +222,7 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         SyscallPolicy { allow: spec.security.seccomp_allow.clone(), deny: spec.security.seccomp_deny.clone() };
     Ok(Plan {
         name: spec.name.clone(),
+        register: spec.register,
         namespaces,
         ids: match spec.users.mode {
             UserMode::Auto => IdPlan::Picked,

@@ -84,6 +84,11 @@ impl Layout {
         Some(path.with_file_name(name))
     }
 
+    /// Socket of the system bus, unless the environment names another.
+    pub fn system_bus(&self) -> PathBuf {
+        self.at("/run/dbus/system_bus_socket")
+    }
+
     /// Turns a layer into the directory it stands for.
     pub fn layer(&self, layer: &Layer) -> PathBuf {
         match layer {

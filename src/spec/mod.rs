@@ -416,6 +416,18 @@ pub struct Console {
     pub log_size: u64,
 }
 
+/// Whether a machine is entered into the host's table of machines, `org.freedesktop.machine1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Register {
+    /// If it can be; else it runs all the same, and a warning is given.
+    Auto,
+    /// It does not run otherwise.
+    Yes,
+    /// It is not.
+    No,
+}
+
 /// Everything one machine is asked to be, checked, with every default filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -423,6 +435,7 @@ pub struct Console {
 pub struct MachineSpec {
     pub name: MachineName,
     pub description: Option<String>,
+    pub register: Register,
     pub boot: Boot,
     pub identity: Identity,
     pub root: Root,

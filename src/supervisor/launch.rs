@@ -10,13 +10,14 @@ use super::console::{Console, Mode};
 use super::handshake::{self, FromChild, ToInner};
 use super::life::Running;
 use super::prepare::Prepared;
+use super::registration::Registering;
 use super::state::{Phase, State, has_executed, start_time};
 use super::{Job, MachineError};
 use crate::plan::TreePlan;
 use crate::plan::privileges::DEVICES;
 use crate::rootfs::mounts::Texts;
 use crate::rootfs::{Doing as _, StepError};
-use crate::spec::{MachineId, Ownership};
+use crate::spec::{InitKind, MachineId, Ownership};
 use crate::sys::process::{self, Clone, Fork};
 use crate::sys::{self, Context as _, socket};
 
@@ -29,6 +30,8 @@ pub(super) struct Launched {
     channel: OwnedFd,
     master: OwnedFd,
     outer: OwnedFd,
+    /// Last, because its child is waited for when it is dropped.
+    registering: Registering,
 }
 
 /// Makes the machine and executes its payload.
@@ -64,12 +67,13 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
     let talk = || "cannot talk to the children".to_owned();
     let notify = socket::notify_socket().doing(|| "cannot make the notification socket".into())?;
     let (ours, theirs) = socket::pair().doing(talk)?;
-    let uuid = match plan.exec.machine_id {
-        Some(id) => id.uuid(),
-        None => random_uuid()?,
+    let id = match plan.exec.machine_id {
+        Some(id) => id,
+        None => random_id()?,
     };
-    let environment = environment(job, &uuid);
-    let texts = Texts { container_uuid: uuid, os_release: job.facts.os_release.clone(), boot_id: random_uuid()? };
+    let environment = environment(job, &id.uuid());
+    let texts =
+        Texts { container_uuid: id.uuid(), os_release: job.facts.os_release.clone(), boot_id: random_id()?.uuid() };
     let wanted = std::env::var("MACHINIST_TEST_DIE_AT").ok();
     let tree = prepared.held.copy()?;
     let overlays = prepared.overlays.iter().map(crate::rootfs::HeldTree::copy).collect::<Result<Vec<_>, _>>()?;
@@ -98,6 +102,8 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
         Fork::Parent(_, pidfd) => pidfd,
     };
     drop(theirs);
+    // Not earlier: now there is nothing else to do until the root is complete.
+    let registering = Registering::begin(prepared);
     let message = handshake::receive::<FromChild>(&ours).doing(talk)?;
     let ended = || process::wait_pidfd(&outer, true).doing(talk).map_err(MachineError::from);
     match message {
@@ -108,36 +114,42 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
             };
             let pid = Pid::from_raw(leader);
             let pidfd = process::pidfd_open(pid).doing(|| "cannot hold the leader".into())?;
-            let root = match &plan.root.source {
-                TreePlan::Directory(path) => path.display().to_string(),
-                TreePlan::Overlay(overlay) => overlay.describe(),
-            };
-            let state = State {
-                name: plan.name.as_str().to_owned(),
-                phase: Phase::Starting,
-                leader,
-                leader_start: start_time(leader).unwrap_or(0),
-                supervisor: setup.supervisor,
-                since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-                ids: setup.range,
-                private_network: plan.namespaces.network,
-                own_clock: plan.namespaces.time,
-                cgroup: prepared.group.path().to_owned(),
-                capabilities: plan.privileges.capabilities,
-                no_new_privileges: plan.privileges.no_new_privileges,
-                seccomp: plan.seccomp.clone(),
-                init,
-                init_kind: kind,
-                root,
-                definition: job.definition.clone(),
-                status: None,
-            };
-            Ok(Launched { leader: pidfd, state, notify, channel: ours, master, outer })
+            registering.machine(job, leader, id);
+            let state = state(prepared, leader, init, kind);
+            Ok(Launched { leader: pidfd, state, notify, channel: ours, master, outer, registering })
         }
         Some((FromChild::Failed(failure), _)) => ended().and(Err(StepError::from(failure).into())),
         Some((FromChild::Waiting, _)) => Err(MachineError::Vanished("outer child")),
         None if ended()? == Some(process::Ended::Exited(0)) => Err(MachineError::Vanished("inner child")),
         None => Err(MachineError::Vanished("outer child")),
+    }
+}
+
+/// What others may know of the boot that begins.
+fn state(prepared: &Prepared, leader: i32, init: Option<String>, init_kind: Option<InitKind>) -> State {
+    let plan = &prepared.job.plan;
+    State {
+        name: plan.name.as_str().to_owned(),
+        phase: Phase::Starting,
+        leader,
+        leader_start: start_time(leader).unwrap_or(0),
+        supervisor: Pid::this().as_raw(),
+        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        ids: prepared.range(),
+        private_network: plan.namespaces.network,
+        own_clock: plan.namespaces.time,
+        cgroup: prepared.group.path().to_owned(),
+        capabilities: plan.privileges.capabilities,
+        no_new_privileges: plan.privileges.no_new_privileges,
+        seccomp: plan.seccomp.clone(),
+        init,
+        init_kind,
+        root: match &plan.root.source {
+            TreePlan::Directory(path) => path.display().to_string(),
+            TreePlan::Overlay(overlay) => overlay.describe(),
+        },
+        definition: prepared.job.definition.clone(),
+        status: None,
     }
 }
 
@@ -179,6 +191,7 @@ fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineErro
     }
     // It ends while we were busy; no process with the host's rights is left when the payload begins.
     process::wait_pidfd(&launched.outer, true).doing(talk)?;
+    launched.registering.conclude(prepared)?;
     match handshake::send(&launched.channel, &ToInner::Go, &[]) {
         Err(e) if e.errno == sys::Errno::EPIPE => return Err(MachineError::Vanished("inner child")),
         other => other.doing(talk)?,
@@ -201,10 +214,10 @@ fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineErro
 }
 
 /// A random UUID of version 4.
-fn random_uuid() -> Result<String, MachineError> {
+fn random_id() -> Result<MachineId, MachineError> {
     let mut bytes = [0; 16];
     sys::process::random(&mut bytes).doing(|| "cannot draw a random id".into())?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    Ok(MachineId(bytes).uuid())
+    Ok(MachineId(bytes))
 }

@@ -60,6 +60,12 @@ struct Stopping {
     killed: bool,
 }
 
+/// The word of a background supervisor to whoever waits for its machine; a warning on each further line.
+fn ready(warnings: &[String]) -> String {
+    let warnings = warnings.iter().map(|text| text.lines().collect::<Vec<_>>().join(" "));
+    std::iter::once("ready".to_owned()).chain(warnings).collect::<Vec<_>>().join("\n")
+}
+
 /// How long to wait before an init that has been sent a signal is sent it again: what comes in its first moments
 /// is lost, and no init minds (`tests/trees/README.md`).
 const SIGNAL_AGAIN: Duration = Duration::from_millis(250);
@@ -247,7 +253,7 @@ impl Running {
         }
         if let Some(report) = self.prepared.report.take() {
             // Nobody there to hear it is no failure of the machine.
-            let _ = rustix::io::write(&report, b"ready");
+            let _ = socket::send(&report, ready(&self.prepared.warnings).as_bytes(), &[]);
         }
         let killed = self.prepared.was_killed;
         for connection in self.prepared.wait_for_boot.drain(..) {

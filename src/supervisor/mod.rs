@@ -4,7 +4,7 @@
 //!  Prepared   locks, id range, directories, cgroup, sockets         prepare.rs
 //!     | launch: outer child, inner child, root, mounts              child.rs, handshake.rs
 //!  Launched   the leader exists in its final group and waits
-//!     | admit: state file, console, "go"                            launch.rs
+//!     | admit: state file, console, registration, "go"              launch.rs, registration.rs
 //!  Running    one poll loop                                         life.rs
 //!     | the leader ends, or is made to                              stop.rs
 //!  Ended      poweroff: everything is given back, in reverse order; reboot: back to Prepared
@@ -22,6 +22,7 @@ pub mod handshake;
 pub mod launch;
 pub mod life;
 pub mod prepare;
+mod registration;
 pub mod seal;
 pub mod state;
 pub mod stop;
@@ -57,6 +58,8 @@ pub struct Job {
     pub console: console::Mode,
     /// Called with the number of files that `ownership = "chown"` has done so far, and with `None` at its end.
     pub on_chown: fn(Option<u64>),
+    /// Called with what the machine goes on without, unless [`Prepared::report_to`] names somebody to tell.
+    pub on_warning: fn(&str),
     /// The supervisor will be born in a control group of its own, [`Prepared::supervisor_group`].
     pub background: bool,
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rustix::fs::Mode as FileMode;
 
 use super::console::{self, LogFile};
+use super::registration::Unregistering;
 use super::state::{RunDir, RunDirError, make_private_dir};
 use super::{Job, MachineError, control};
 use crate::cgroup::{self, MachineGroup};
@@ -36,6 +37,10 @@ pub struct Prepared {
     pub(super) report: Option<OwnedFd>,
     /// Connections that wait for a reboot to be over.
     pub(super) wait_for_boot: Vec<OwnedFd>,
+    /// The host's table of machines may have an entry of it.
+    pub(super) registered: bool,
+    /// What whoever waits for the machine is told with the good news.
+    pub(super) warnings: Vec<String>,
     /// The last boot did not end in time.
     pub(super) was_killed: bool,
 }
@@ -68,6 +73,8 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
             console: None,
             report: None,
             wait_for_boot: Vec::new(),
+            registered: false,
+            warnings: Vec::new(),
             was_killed: false,
         }),
         Err(error) => {
@@ -185,6 +192,15 @@ impl Prepared {
         self.report = Some(socket);
     }
 
+    /// Says that we go on without something: to whoever waits for a background supervisor, else at once.
+    pub(super) fn warn(&mut self, text: String) {
+        if self.report.is_some() {
+            self.warnings.push(text);
+        } else {
+            (self.job.on_warning)(&text);
+        }
+    }
+
     /// Gives everything up without running it.
     pub fn abandon(self) -> Result<(), MachineError> {
         self.finish()
@@ -225,6 +241,7 @@ impl Prepared {
     /// Gives everything back in reverse order; goes on after failures and reports all of them.
     pub(super) fn finish(self) -> Result<(), MachineError> {
         let mut failed = Vec::new();
+        let unregistering = Unregistering::begin(&self);
         drop(self.console);
         drop(self.control);
         let path = self.group.path().to_owned();
@@ -235,6 +252,7 @@ impl Prepared {
         failed.extend(self.group.release().err());
         drop((self.overlays, self.held));
         let ids = self.ids.map(IdRangeLock::release);
+        unregistering.conclude();
         failed.extend(self.run_dir.release().err());
         match ids {
             Some(Err(error)) => Err(MachineError::Ids(error)),

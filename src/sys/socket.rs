@@ -144,15 +144,32 @@ pub fn peer(socket: impl AsFd) -> Result<Peer> {
     Ok(Peer { uid: told.uid(), pid, pidfd })
 }
 
-/// Sends a datagram to the service manager's socket `address` (a path or `@abstract`), as `sd_notify(3)` does.
-pub fn notify(address: &str, text: &str) -> Result<()> {
-    let fd = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
-        .call(|| "socket(SOCK_DGRAM)".into())?;
+/// Connects to a stream socket, `address` being a path or `@` and an abstract name; never waits.
+///
+/// A listener whose queue is full is EAGAIN. The peer's credentials for this connection are the caller's for good,
+/// whoever uses the descriptor afterwards (`unix(7)`, `SO_PEERCRED`).
+pub fn connect_stream(address: &str) -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).call(|| "socket(SOCK_STREAM)".into())?;
+    let to = unix_address(address)?;
+    nix::sys::socket::connect(fd.as_raw_fd(), &to).call(|| format!("connect('{address}')"))?;
+    Ok(fd)
+}
+
+/// A socket's address: a path, or `@` and an abstract name.
+fn unix_address(address: &str) -> Result<UnixAddr> {
     let to = match address.strip_prefix('@') {
         Some(name) => UnixAddr::new_abstract(name.as_bytes()),
         None => UnixAddr::new(address),
     };
-    let to = to.call(|| format!("address '{address}'"))?;
+    to.call(|| format!("address '{address}'"))
+}
+
+/// Sends a datagram to the service manager's socket `address` (a path or `@abstract`), as `sd_notify(3)` does.
+pub fn notify(address: &str, text: &str) -> Result<()> {
+    let fd = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+        .call(|| "socket(SOCK_DGRAM)".into())?;
+    let to = unix_address(address)?;
     let slices = [IoSlice::new(text.as_bytes())];
     sendmsg(fd.as_raw_fd(), &slices, &[], MsgFlags::MSG_NOSIGNAL, Some(&to))
         .call(|| format!("sendmsg('{address}')"))

@@ -137,6 +137,7 @@ fn json_has_the_keys_that_scripts_use() {
         "notes",
         "ownership",
         "privileges",
+        "register",
         "root",
         "seccomp",
     ];

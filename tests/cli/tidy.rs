@@ -6,10 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module and what it may import; the order is from the words and the force up to the faces.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 12] = [
     ("spec", &[]),
     ("sys", &[]),
     ("host", &["spec", "sys"]),
+    ("bus", &["spec", "sys"]),
     ("plan", &["spec", "host"]),
     // `plan::seccomp` alone: the words that a filter may be made of are known where the filter is made, and a
     // machine file with a wrong one must be refused with its line. See `only_the_words_of_the_filter_reach_up`.
@@ -17,7 +18,7 @@ const LAYERS: [(&str, &[&str]); 11] = [
     ("rootfs", &["spec", "sys", "host", "plan"]),
     ("cgroup", &["spec", "sys", "host", "plan"]),
     ("image", &["spec", "sys", "host", "plan"]),
-    ("supervisor", &["spec", "sys", "host", "plan", "rootfs", "cgroup", "image"]),
+    ("supervisor", &["spec", "sys", "host", "bus", "plan", "rootfs", "cgroup", "image"]),
     // Of `supervisor` only what others may know, ask and enter. See `the_daemon_runs_no_machine`.
     ("daemon", &["spec", "sys", "host", "cgroup", "image", "supervisor"]),
     ("cli", &["daemon", "spec", "sys", "host", "plan", "config", "rootfs", "cgroup", "image", "supervisor"]),

@@ -1,0 +1,116 @@
+//! [`Errand`]: a child of ours that speaks to the bus and comes back with one answer.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{BusError, Errno, local};
+use crate::sys::process::{self, Clone, Fork};
+use crate::sys::{self, Error, socket};
+
+/// Largest message between us and the child.
+const MESSAGE: usize = 16 << 10;
+
+/// A child on its way; killed and reaped when dropped.
+#[derive(Debug)]
+pub struct Errand {
+    channel: OwnedFd,
+    child: OwnedFd,
+}
+
+/// The child's end: where it hears from its parent and answers.
+#[derive(Debug)]
+pub(super) struct Parent(OwnedFd);
+
+impl Errand {
+    /// Starts a child that holds `stream` and nothing else of ours, and leaves it alone with `work`.
+    ///
+    /// The caller must have one thread (see [`process::clone3`]).
+    pub(super) fn start(stream: OwnedFd, work: impl FnOnce(OwnedFd, &Parent)) -> Result<Self, BusError> {
+        let (ours, theirs) = socket::pair().map_err(|e| local(&e))?;
+        match process::clone3(Clone::default()).map_err(|e| local(&e))? {
+            Fork::Parent(_, child) => Ok(Self { channel: ours, child }),
+            Fork::Child => {
+                // A panic must not unwind into the caller's frames, whose guards are its own.
+                let _ = catch_unwind(AssertUnwindSafe(|| {
+                    process::set_name(c"machinist-bus");
+                    // Without the tie it ends with the channel.
+                    let _ = process::die_with_parent();
+                    if process::close_all_except(&[stream.as_fd(), theirs.as_fd()]).is_ok() {
+                        work(stream, &Parent(theirs));
+                    }
+                }));
+                process::exit_now(0)
+            }
+        }
+    }
+
+    /// Tells the child something. One that has ended does not hear it; its answer says why.
+    pub(super) fn tell<T: Serialize>(&self, message: &T) {
+        // A child that is gone is reported by `answer`.
+        let _ = serde_json::to_vec(message).map(|data| socket::send(&self.channel, &data, &[]));
+    }
+
+    /// The child's answer, which must come within `limit`.
+    pub(super) fn answer<T: DeserializeOwned>(&self, limit: Duration) -> Result<T, BusError> {
+        let deadline = Instant::now() + limit;
+        while !readable(&self.channel, deadline).map_err(|e| local(&e))? {
+            if Instant::now() >= deadline {
+                return Err(BusError::TimedOut(limit));
+            }
+        }
+        let lost = || BusError::Failed { call: "speaking to the bus".into(), why: "the child for it died".into() };
+        let answer: Option<Result<T, BusError>> = receive(&self.channel).map_err(|e| local(&e))?;
+        answer.ok_or_else(lost)?
+    }
+}
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        // It may have ended by itself; either way it is reaped, and a killed one cannot keep us waiting.
+        let _ = process::pidfd_send_signal(&self.child, libc::SIGKILL);
+        let _ = process::wait_pidfd(&self.child, true);
+    }
+}
+
+impl Parent {
+    /// What the parent says; `None` if it went away or has nothing to say any more.
+    pub(super) fn hear<T: DeserializeOwned>(&self) -> Option<T> {
+        receive(&self.0).ok().flatten()
+    }
+
+    /// Gives the parent the answer.
+    pub(super) fn tell<T: Serialize>(&self, answer: &Result<T, BusError>) {
+        // A parent that is gone does not need it.
+        let _ = serde_json::to_vec(answer).map(|data| socket::send(&self.0, &data, &[]));
+    }
+}
+
+fn receive<T: DeserializeOwned>(channel: &OwnedFd) -> sys::Result<Option<T>> {
+    let mut buffer = vec![0; MESSAGE];
+    let len = match socket::receive(channel, &mut buffer) {
+        Err(e) if e.errno == Errno::ECONNRESET => 0,
+        other => other?.len,
+    };
+    match buffer.get(..len) {
+        None | Some([]) => Ok(None),
+        Some(data) => serde_json::from_slice(data)
+            .map(Some)
+            .map_err(|_| Error { call: "decoding a message".into(), errno: Errno::EPROTO }),
+    }
+}
+
+/// Waits until there is something to read, or something interrupts, or the time is up.
+fn readable(fd: &OwnedFd, deadline: Instant) -> sys::Result<bool> {
+    let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+    let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, wait) {
+        Ok(_) => Ok(fds[0].any().unwrap_or(false)),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(Error { call: "poll".into(), errno }),
+    }
+}

@@ -1,0 +1,234 @@
+//! Client side of the system bus: exactly the calls that we make of others.
+//!
+//! A supervisor has one thread and little memory, and a bus has daemons behind it that may be slow, hung or hostile.
+//! So every errand is run by a short-lived child ([`Errand`]), whose answer is awaited no longer than the caller
+//! likes; then it is killed. The caller connects and the child speaks: to the bus and everybody on it the connection is the
+//! caller's (`SO_PEERCRED`), which is how machined comes to know the supervisor of a machine.
+//!
+//! Serves nothing and keeps no connection.
+
+mod errand;
+pub mod machine1;
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use zbus::DBusError as _;
+use zbus::address::Transport;
+use zbus::address::transport::UnixSocket;
+
+use crate::spec::Layout;
+use crate::sys::{self, Errno, socket};
+
+pub use errand::Errand;
+
+/// How long a call may take before we go on without its answer.
+pub const LIMIT: Duration = Duration::from_secs(5);
+
+/// Where the system bus is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SystemBus {
+    /// An address as the D-Bus specification has it.
+    Address(String),
+    /// A socket's path.
+    Socket(PathBuf),
+}
+
+/// Why a call on the bus did not work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BusError {
+    /// There is no bus where one should be.
+    Unreachable {
+        /// Where it should be.
+        address: String,
+        /// The kernel's or the bus' words.
+        why: String,
+    },
+    /// Nobody owns the name and nobody can be started for it.
+    NoOwner(String),
+    /// The bus' policy or the owner refuses us.
+    Denied {
+        /// The method.
+        call: String,
+        /// Their words.
+        why: String,
+    },
+    /// No answer within the limit.
+    TimedOut(Duration),
+    /// There is a machine of that name.
+    Exists(String),
+    /// There is, it is alive, and these are its manager and leader.
+    Taken {
+        /// The name.
+        machine: String,
+        /// What its manager calls itself.
+        service: String,
+        /// Its first process.
+        leader: u32,
+    },
+    /// The owner's answer is another error, or it went away without one.
+    Failed {
+        /// The method.
+        call: String,
+        /// Their words.
+        why: String,
+    },
+}
+
+impl fmt::Display for BusError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable { address, why } => write!(f, "no system bus at '{address}': {why}"),
+            Self::NoOwner(name) => write!(f, "nobody owns '{name}' on the system bus"),
+            Self::Denied { call, why } => write!(f, "{call} is denied: {why}"),
+            Self::TimedOut(limit) => write!(f, "no answer on the system bus within {} s", limit.as_secs()),
+            Self::Exists(machine) => write!(f, "'{machine}' is registered already"),
+            Self::Taken { machine, service, leader } => {
+                write!(f, "'{machine}' is registered by '{service}' with leader {leader}")
+            }
+            Self::Failed { call, why } => write!(f, "{call}: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for BusError {}
+
+impl SystemBus {
+    /// `DBUS_SYSTEM_BUS_ADDRESS`, or the usual socket below the layout's root.
+    pub fn of(layout: &Layout) -> Self {
+        match std::env::var("DBUS_SYSTEM_BUS_ADDRESS") {
+            Ok(address) if !address.is_empty() => Self::Address(address),
+            _ => Self::Socket(layout.system_bus()),
+        }
+    }
+
+    /// Connects in the name of the calling process; says nothing yet and never waits.
+    pub fn connect(&self) -> Result<OwnedFd, BusError> {
+        let mut last = None;
+        for address in self.sockets()? {
+            match socket::connect_stream(&address) {
+                Ok(fd) => return Ok(fd),
+                Err(e) => last = Some(BusError::Unreachable { address, why: e.errno.desc().to_owned() }),
+            }
+        }
+        Err(last.unwrap_or_else(|| self.unusable("it names no socket")))
+    }
+
+    /// Paths and `@` with abstract names, in the order in which they are to be tried.
+    fn sockets(&self) -> Result<Vec<String>, BusError> {
+        let list = match self {
+            Self::Socket(path) => return Ok(vec![path.to_string_lossy().into_owned()]),
+            Self::Address(list) => list,
+        };
+        let mut sockets = Vec::new();
+        for address in list.split(';').filter(|a| !a.is_empty()) {
+            let address = zbus::Address::from_str(address).map_err(|e| self.unusable(&e.to_string()))?;
+            if let Transport::Unix(unix) = address.transport() {
+                match unix.path() {
+                    UnixSocket::File(path) => sockets.push(path.to_string_lossy().into_owned()),
+                    UnixSocket::Abstract(name) => {
+                        sockets.push(format!("@{}", String::from_utf8_lossy(name.as_bytes())));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(sockets)
+    }
+
+    fn unusable(&self, why: &str) -> BusError {
+        let address = match self {
+            Self::Address(address) => address.clone(),
+            Self::Socket(path) => path.display().to_string(),
+        };
+        BusError::Unreachable { address, why: why.to_owned() }
+    }
+}
+
+/// Authenticates on a connection and introduces itself to the bus.
+async fn open(stream: OwnedFd) -> Result<zbus::Connection, BusError> {
+    let opened = zbus::connection::Builder::unix_stream(UnixStream::from(stream)).build().await;
+    opened.map_err(|e| failed("Hello", &e))
+}
+
+/// Calls a method and gives the reply.
+async fn call<B>(
+    connection: &zbus::Connection,
+    (destination, path, interface): (&str, &str, &str),
+    method: &str,
+    body: &B,
+) -> Result<zbus::Message, BusError>
+where
+    B: Serialize + zbus::DynamicType,
+{
+    let reply = connection.call_method(Some(destination), path, Some(interface), method, body).await;
+    reply.map_err(|e| match failed(method, &e) {
+        BusError::NoOwner(_) => BusError::NoOwner(destination.to_owned()),
+        other => other,
+    })
+}
+
+fn failed(call: &str, error: &zbus::Error) -> BusError {
+    match error {
+        zbus::Error::MethodError(name, text, _) => answered(call, name.as_str(), text.as_deref().unwrap_or_default()),
+        zbus::Error::FDO(e) => answered(call, e.name().as_str(), e.description().unwrap_or_default()),
+        other => BusError::Failed { call: call.to_owned(), why: other.to_string() },
+    }
+}
+
+/// What an error reply means to us.
+fn answered(call: &str, name: &str, text: &str) -> BusError {
+    let call = call.to_owned();
+    let why = if text.is_empty() { name.to_owned() } else { text.lines().collect::<Vec<_>>().join(" ") };
+    if name == machine1::EXISTS {
+        return BusError::Exists(why);
+    }
+    match name.strip_prefix("org.freedesktop.DBus.Error.") {
+        Some("ServiceUnknown" | "NameHasNoOwner") => BusError::NoOwner(String::new()),
+        Some("AccessDenied" | "AuthFailed" | "InteractiveAuthorizationRequired") => BusError::Denied { call, why },
+        _ => BusError::Failed { call, why },
+    }
+}
+
+/// A system call of ours that failed on the way to the bus.
+fn local(e: &sys::Error) -> BusError {
+    BusError::Failed { call: e.call.clone(), why: e.errno.desc().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_tried_in_their_order_and_others_than_unix_are_passed_over() {
+        let bus = SystemBus::Address(
+            "tcp:host=a,port=1;unix:path=/a/b;unix:abstract=c,guid=0123456789abcdef0123456789abcdef".into(),
+        );
+        assert_eq!(bus.sockets(), Ok(vec!["/a/b".to_owned(), "@c".to_owned()]));
+        let none = SystemBus::Address("tcp:host=a,port=1".into()).connect().map_err(|e| e.to_string());
+        assert_eq!(none.err().as_deref(), Some("no system bus at 'tcp:host=a,port=1': it names no socket"));
+        assert!(matches!(SystemBus::Address("nonsense".into()).connect(), Err(BusError::Unreachable { .. })));
+    }
+
+    #[test]
+    fn a_bus_that_is_not_there_is_named() {
+        let bus = SystemBus::Socket("/nonexistent/bus".into());
+        let text = bus.connect().map_err(|e| e.to_string()).err();
+        assert_eq!(text.as_deref(), Some("no system bus at '/nonexistent/bus': No such file or directory"));
+    }
+
+    #[test]
+    fn replies_are_told_apart_by_their_names() {
+        let kind = |name: &str| answered("Register", name, "a\nb");
+        assert_eq!(kind("org.freedesktop.DBus.Error.NameHasNoOwner"), BusError::NoOwner(String::new()));
+        let denied = BusError::Denied { call: "Register".into(), why: "a b".into() };
+        assert_eq!(kind("org.freedesktop.DBus.Error.AccessDenied"), denied);
+        assert_eq!(kind("org.x.Other"), BusError::Failed { call: "Register".into(), why: "a b".into() });
+    }
+}

@@ -1,0 +1,112 @@
+//! Enters the machine into the host's table of machines, `org.freedesktop.machine1`, beside its start.
+//!
+//! ```text
+//!  outer child begins    begin     connects; a child introduces itself to the bus
+//!  the leader exists     machine   the child is told whom to enter
+//!  before "go"           conclude  its answer
+//! ```
+//!
+//! A machine does not depend on its entry unless its definition says so. But one whose name is taken by somebody else's
+//! machine does not start: every tool that asks by name would get the other.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::prepare::Prepared;
+use super::{Job, MachineError};
+use crate::bus::machine1::{self, Registrar, Registration};
+use crate::bus::{self, BusError, SystemBus};
+use crate::plan::TreePlan;
+use crate::rootfs::StepError;
+use crate::spec::{MachineId, Register};
+use crate::sys::path::RootFd;
+
+/// How long the end of a machine waits for its entry to be gone.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// A registration under way, or why it is not; nothing where none is wanted.
+#[derive(Debug)]
+pub(super) struct Registering(Option<Result<Registrar, BusError>>);
+
+impl Registering {
+    /// Begins; after a reboot the entry of the boot before goes first.
+    pub(super) fn begin(prepared: &Prepared) -> Self {
+        let Job { plan, layout, .. } = &prepared.job;
+        if plan.register == Register::No {
+            return Self(None);
+        }
+        let last = prepared.registered.then(|| plan.name.as_str());
+        Self(Some(machine1::begin(&SystemBus::of(layout), last)))
+    }
+
+    /// Says who is to be entered; `drawn` is the id offered to an init that has none.
+    pub(super) fn machine(&self, job: &Job, leader: i32, drawn: MachineId) {
+        let Some(Ok(registrar)) = &self.0 else { return };
+        registrar.machine(&Registration {
+            name: job.plan.name.as_str().to_owned(),
+            id: own_id(leader).unwrap_or(drawn).0,
+            leader: leader.unsigned_abs(),
+            root: match &job.plan.root.source {
+                TreePlan::Directory(path) => path.display().to_string(),
+                // No directory of the host shows what the machine sees, and a wrong one would be believed.
+                TreePlan::Overlay(_) => String::new(),
+            },
+            interfaces: Vec::new(),
+        });
+    }
+
+    /// Waits for the answer and says whether the machine may go on.
+    pub(super) fn conclude(&self, prepared: &mut Prepared) -> Result<(), MachineError> {
+        let outcome = match &self.0 {
+            None => return Ok(()),
+            Some(Ok(registrar)) => registrar.outcome(bus::LIMIT),
+            Some(Err(error)) => Err(error.clone()),
+        };
+        let rebooted = std::mem::replace(&mut prepared.registered, false);
+        let Err(error) = outcome else {
+            prepared.registered = true;
+            return Ok(());
+        };
+        // A keeper that slept may enter it yet.
+        prepared.registered = matches!(error, BusError::TimedOut(_));
+        let plan = &prepared.job.plan;
+        let taken = matches!(error, BusError::Taken { .. } | BusError::Exists(_));
+        if plan.register == Register::Yes || taken && !rebooted {
+            let hint = if taken {
+                "stop that machine, or give this one another name"
+            } else {
+                "without `register = \"yes\"` this costs a warning, not the machine"
+            };
+            return Err(StepError::refused(format!("cannot register it: {error}")).hint(hint).into());
+        }
+        let warning = format!("machine '{}' is not registered: {error}", plan.name);
+        prepared.warn(warning);
+        Ok(())
+    }
+}
+
+/// The id that the machine's tree has already.
+fn own_id(leader: i32) -> Option<MachineId> {
+    let root = RootFd::open(&PathBuf::from(format!("/proc/{leader}/root"))).ok()?;
+    let text = root.read("etc/machine-id", 64).ok()??;
+    MachineId::parse(std::str::from_utf8(&text).ok()?.trim()).ok()
+}
+
+/// The entry of a machine that has ended, on its way out.
+#[derive(Debug)]
+pub(super) struct Unregistering(Option<Registrar>);
+
+impl Unregistering {
+    /// Begins, if there is an entry.
+    pub(super) fn begin(prepared: &Prepared) -> Self {
+        let Job { plan, layout, .. } = &prepared.job;
+        let begin = || machine1::unregister(&SystemBus::of(layout), plan.name.as_str()).ok();
+        Self(prepared.registered.then(begin).flatten())
+    }
+
+    /// Waits a moment, so that the name is free for whoever is told of the end.
+    pub(super) fn conclude(self) {
+        // The keeper of the table sees the leader end by itself.
+        let _ = self.0.map(|registrar| registrar.outcome(LAST_WORD));
+    }
+}
