@@ -21,9 +21,11 @@ pub struct CgroupFacts {
 
 impl CgroupFacts {
     /// The group below which a machine's group is made: the one we run in, or the parent of a `supervisor`
-    /// group that a service manager put us in (`DelegateSubgroup=`).
+    /// group that a service manager put us in (`DelegateSubgroup=`), or of the `.control` group where systemd runs
+    /// `ExecStopPost=` of a delegated unit.
     pub fn delegated(&self) -> &str {
-        match self.own.strip_suffix("/supervisor") {
+        let parent = self.own.strip_suffix("/supervisor").or_else(|| self.own.strip_suffix("/.control"));
+        match parent {
             Some(parent) if !parent.is_empty() => parent,
             _ => &self.own,
         }
@@ -150,6 +152,7 @@ mod tests {
     fn a_supervisor_group_delegates_its_parent() {
         let facts = |own: &str| CgroupFacts { mount: "/".into(), own: own.into() };
         assert_eq!(facts("/machine.slice/m.service/supervisor").delegated(), "/machine.slice/m.service");
+        assert_eq!(facts("/machine.slice/m.service/.control").delegated(), "/machine.slice/m.service");
         assert_eq!(facts("/user.slice/a.scope").delegated(), "/user.slice/a.scope");
         assert_eq!(facts("/").delegated(), "/");
         assert_eq!(facts("/supervisor").delegated(), "/supervisor");

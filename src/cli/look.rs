@@ -46,6 +46,9 @@ pub(super) fn list(layout: &Layout, args: &ListArguments) -> Result<u8, Failure>
             machines.insert(name.as_str().to_owned(), Some(state));
         }
     }
+    if args.names {
+        return written(|out| machines.keys().try_for_each(|name| writeln!(out, "{name}")));
+    }
     if args.json {
         let list: Vec<Value> = machines.iter().map(|(name, state)| summary(name, state.as_ref())).collect();
         return written(|out| writeln!(out, "{:#}", Value::from(list)));

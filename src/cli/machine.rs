@@ -74,7 +74,9 @@ pub(super) fn run(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u
         Some(ConsoleMode::Interactive) => Mode::Interactive,
         Some(ConsoleMode::ReadOnly) => Mode::ReadOnly,
         Some(ConsoleMode::Pipe) => Mode::Pipe,
+        Some(ConsoleMode::None) => Mode::Detached,
     };
+    let for_service_manager = args.console == Some(ConsoleMode::None);
     let name = job.plan.name.clone();
     let doing = cannot_start(&job.plan);
     let talk = !quiet && job.console == Mode::Interactive;
@@ -85,7 +87,9 @@ pub(super) fn run(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u
     } else {
         say(!talk, &format!("Machine '{name}' has ended."));
     }
-    Ok(exit.status)
+    // Units restart what ends with this status (`RestartForceExitStatus=`); it is not the payload's to say.
+    let means_reboot = for_service_manager && exit.status == status::REBOOT;
+    Ok(if means_reboot { status::FAILED } else { exit.status })
 }
 
 /// `machinist start`

@@ -158,6 +158,8 @@ pub(crate) enum ConsoleMode {
     ReadOnly,
     /// Bytes both ways, unchanged
     Pipe,
+    /// Nothing; for service managers
+    None,
 }
 
 #[derive(Debug, Args)]
@@ -198,6 +200,9 @@ pub(crate) struct ListArguments {
     /// Also machines that are defined and not running
     #[arg(long, short)]
     all: bool,
+    /// Only the names, one a line
+    #[arg(long, conflicts_with = "json")]
+    names: bool,
     /// As JSON
     #[arg(long)]
     json: bool,

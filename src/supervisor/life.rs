@@ -79,6 +79,12 @@ const CLIENT_AGAIN: Duration = Duration::from_secs(20);
 /// How soon a command that failed is tried again: its socket or FIFO is not there yet.
 const NOT_LISTENING: Duration = Duration::from_millis(50);
 
+/// How long a machine without a limit may take to stop, to a service manager, which knows no such thing.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// What a killed machine needs beyond its limit until the supervisor has gone.
+const LAST_STEPS: Duration = Duration::from_secs(30);
+
 /// A machine that has ended, with everything it held.
 #[derive(Debug)]
 pub(super) struct Ended {
@@ -331,7 +337,15 @@ impl Running {
         self.save();
         // A frozen init hears nothing.
         let _ = cgroup::freeze(&self.state.cgroup, false);
-        tell_service_manager("STOPPING=1");
+        tell_service_manager(&match request {
+            Request::Poweroff => {
+                // The service manager's own limit must not be shorter than the machine's.
+                let time = limit.unwrap_or(FOR_EVER).min(FOR_EVER).saturating_add(LAST_STEPS).as_micros();
+                format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={time}\nSTATUS=Machine stopping.")
+            }
+            // This process goes on, so for its manager nothing stops.
+            Request::Reboot => "STATUS=Machine rebooting.".to_owned(),
+        });
         let ask_at = Some(Instant::now());
         self.stop = Some(Stopping { request, deadline, ask_at, command: None, killed: false });
         self.ask_init();
