@@ -99,7 +99,7 @@
 //!   Since such a child cannot mount what belongs to its namespaces, a process that shares its memory does, in
 //!   a mount namespace made for that.
 //! - **A reboot is a turn of a loop in the supervisor**, not a new execution or exit status 133: locks, ids, viewers
-//!   of the console and its log go on without a gap. Units will come with the code that needs them.
+//!   of the console and its log go on without a gap.
 //! - **`run` stays in its caller's control group**; only `start` gives the supervisor one. Moving the caller's process
 //!   would cost the wait named above, and take it from where its service manager put it.
 //! - **Ephemeral uppers are a tmpfs** of the machine's mount namespace, not a directory that somebody must remove.

@@ -88,6 +88,7 @@ fn an_installation_has_what_its_kind_of_host_needs() {
         "/usr/lib/systemd/system-generators/machinist-generator",
         "/usr/lib/systemd/system/machinist-machine1.socket",
         "/usr/lib/systemd/system/machinist.service",
+        "/usr/lib/systemd/system/machinist.service.d/machine1.conf",
         "/usr/lib/systemd/system/machinist.socket",
         "/usr/lib/systemd/system/machinist@.service",
         "/usr/lib/tmpfiles.d/machinist.conf",
@@ -223,10 +224,6 @@ fn units_and_scripts_call_verbs_that_exist() {
     for (file, call) in calls {
         let mut words = call.split([' ', ';', ')', '|', '&']).filter(|word| !word.is_empty());
         let verb = words.find(|word| !word.starts_with('-')).unwrap_or_default();
-        if verb == "daemon" {
-            // Comes with the daemon.
-            continue;
-        }
         let (status, help) = run(env!("CARGO_BIN_EXE_machinist"), &[verb, "--help"]);
         assert_eq!(status, Some(0), "{}: {call}: {help}", file.display());
         for option in call.split([' ', ')']).filter(|word| word.starts_with("--")) {
