@@ -111,6 +111,22 @@ impl ImageLock {
     }
 }
 
+/// Removes the lock files that a killed holder left of the directory at `path`, unless somebody holds them again.
+pub fn reap(layout: &Layout, path: &Path) -> sys::Result<()> {
+    let stat = match rustix::fs::stat(path) {
+        Ok(stat) => stat,
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
+        Err(e) => return Err(e).call(|| format!("stat('{}')", path.display())),
+    };
+    let files = Layout::lock_beside(path).into_iter().chain([layout.inode_lock(stat.st_dev, stat.st_ino)]);
+    for file in files.filter(|file| file.exists()) {
+        if let Some(lock) = LockFile::try_take(&file)? {
+            lock.release()?;
+        }
+    }
+    Ok(())
+}
+
 /// Locks the name of an image that is to be made.
 pub(super) fn take_name(layout: &Layout, name: &str) -> Result<LockFile, ImageError> {
     let taken = try_take_name(layout, name);

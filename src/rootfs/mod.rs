@@ -94,6 +94,10 @@ pub struct HeldDirectory {
     pub path: PathBuf,
     /// The directory.
     pub fd: OwnedFd,
+    /// What it is used for.
+    pub how: Use,
+    /// Its role, as errors name it.
+    pub what: &'static str,
     /// See [`HeldDirectory::keep_writable`].
     busy: Option<OwnedFd>,
 }
@@ -109,7 +113,7 @@ pub enum Use {
 
 impl HeldDirectory {
     /// Opens and locks `path`; `what` names its role in errors.
-    pub fn acquire(path: &Path, how: Use, what: &str) -> Result<Self, StepError> {
+    pub fn acquire(path: &Path, how: Use, what: &'static str) -> Result<Self, StepError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())
             .call(|| format!("open('{}')", path.display()))
@@ -119,7 +123,7 @@ impl HeldDirectory {
             Use::Write => FlockOperation::NonBlockingLockExclusive,
         };
         match rustix::fs::flock(&fd, operation) {
-            Ok(()) => Ok(Self { path: path.to_owned(), fd, busy: None }),
+            Ok(()) => Ok(Self { path: path.to_owned(), fd, how, what, busy: None }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(StepError::refused(format!("{what} '{}' is in use by another machine", path.display())))
             }
@@ -206,6 +210,15 @@ impl HeldTree {
         };
         let memory = overlay.upper == Some(UpperPlan::Memory);
         Ok(Self::Overlay { lower, upper, memory })
+    }
+
+    /// Every directory of it.
+    pub fn directories(&self) -> impl Iterator<Item = &HeldDirectory> {
+        let (root, layers, upper) = match self {
+            Self::Directory(root) => (Some(root), &[][..], None),
+            Self::Overlay { lower, upper, .. } => (None, &lower[..], upper.as_ref()),
+        };
+        root.into_iter().chain(layers).chain(upper)
     }
 
     /// Detached mounts of everything held.

@@ -33,6 +33,7 @@ use std::path::PathBuf;
 
 use crate::cgroup;
 use crate::host::HostFacts;
+use crate::image;
 use crate::plan::{self, Plan};
 use crate::rootfs::StepError;
 use crate::rootfs::idmap::{self, IdMapError};
@@ -190,6 +191,9 @@ pub fn reap(
     let last = run_dir.left_over();
     let planned = spec.and_then(|spec| plan::build(spec, facts, layout).ok());
     let groups = last.iter().map(|state| state.cgroup.clone());
+    for path in planned.iter().flat_map(prepare::locked_directories) {
+        image::lock::reap(layout, path).map_err(doing)?;
+    }
     let groups = groups.chain(planned.map(|p| cgroup::host_path(&p.cgroup)));
     for path in groups.chain(prepare::default_cgroup(layout, facts, name)) {
         found |= path.exists();

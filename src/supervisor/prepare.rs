@@ -1,7 +1,7 @@
 //! Takes everything a machine needs of the host, before any process of it exists.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode as FileMode;
 
@@ -11,12 +11,14 @@ use super::state::{RunDir, RunDirError, make_private_dir};
 use super::{Job, MachineError, control};
 use crate::cgroup::{self, MachineGroup};
 use crate::host::HostFacts;
+use crate::image::lock::{Beside, ImageLock};
 use crate::plan::mounts::MountOp;
-use crate::plan::{CgroupPlan, IdPlan, TreePlan};
+use crate::plan::{CgroupPlan, IdPlan, OverlayPlan, Plan, TreePlan, UpperPlan};
 use crate::rootfs::chown;
 use crate::rootfs::idmap::{self, IdRangeLock};
-use crate::rootfs::{Doing as _, HeldTree, StepError};
+use crate::rootfs::{Doing as _, HeldTree, StepError, Use};
 use crate::spec::{ID_RANGE_SIZE, IdRange, Layout, MachineName, Ownership, UserMode};
+use crate::sys::lock::Hold;
 use crate::sys::path::RootFd;
 use crate::sys::process::FilterInsn;
 use crate::sys::{self, Context as _, socket};
@@ -29,6 +31,7 @@ pub struct Prepared {
     pub(super) ids: Option<IdRangeLock>,
     pub(super) held: HeldTree,
     pub(super) overlays: Vec<HeldTree>,
+    pub(super) images: Vec<ImageLock>,
     pub(super) filter: Vec<FilterInsn>,
     pub(super) control: OwnedFd,
     pub(super) group: MachineGroup,
@@ -61,12 +64,13 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
         }
     };
     match prepare_rest(&job, &run_dir) {
-        Ok((ids, held, overlays, filter, control, group)) => Ok(Prepared {
+        Ok((ids, (held, overlays, images), filter, control, group)) => Ok(Prepared {
             job,
             run_dir,
             ids,
             held,
             overlays,
+            images,
             filter,
             control,
             group,
@@ -85,7 +89,8 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
     }
 }
 
-type Rest = (Option<IdRangeLock>, HeldTree, Vec<HeldTree>, Vec<FilterInsn>, OwnedFd, MachineGroup);
+type Trees = (HeldTree, Vec<HeldTree>, Vec<ImageLock>);
+type Rest = (Option<IdRangeLock>, Trees, Vec<FilterInsn>, OwnedFd, MachineGroup);
 
 fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     let plan = &job.plan;
@@ -101,6 +106,7 @@ fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
             overlays.push(HeldTree::acquire_overlay(overlay)?);
         }
     }
+    let images = lock_images(&job.layout, &held, &overlays)?;
     let ids = acquire_ids(job)?;
     let range = ids.as_ref().map(IdRangeLock::range);
     if let (Some(range), Ownership::Chown) = (range, plan.ownership) {
@@ -124,7 +130,31 @@ fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
             hint: hint.map(Into::into),
         }
     })?;
-    Ok((ids, held, overlays, filter, control, group))
+    Ok((ids, (held, overlays, images), filter, control, group))
+}
+
+/// Takes the locks by which systemd's tools and our own image verbs know that a tree is in use.
+fn lock_images(layout: &Layout, held: &HeldTree, overlays: &[HeldTree]) -> Result<Vec<ImageLock>, StepError> {
+    let is_tree = matches!(held, HeldTree::Directory(_));
+    let root = held.directories().map(|directory| (directory, is_tree));
+    let overlays = overlays.iter().flat_map(HeldTree::directories).map(|directory| (directory, false));
+    let mut locks = Vec::new();
+    for (directory, is_root) in root.chain(overlays) {
+        let (path, what) = (&directory.path, directory.what);
+        let hold = match directory.how {
+            Use::Read => Hold::Shared,
+            Use::Write => Hold::Exclusive,
+        };
+        // Layers and places for writes can be anywhere, and there they are nobody's images.
+        let is_image = is_root || path.parent() == Some(&layout.images());
+        let beside = if is_image { Beside::Yes } else { Beside::No };
+        let taken = ImageLock::try_take(layout, path, &directory.fd, hold, beside);
+        locks.push(taken.doing(|| format!("cannot lock {what} '{}'", path.display()))?.map_err(|busy| {
+            let by = busy.holder().unwrap_or_else(|| "another program or host".to_owned());
+            StepError::refused(format!("{what} '{}' is in use by {by}", path.display()))
+        })?);
+    }
+    Ok(locks)
 }
 
 fn acquire_ids(job: &Job) -> Result<Option<IdRangeLock>, MachineError> {
@@ -166,6 +196,27 @@ fn listen(run_dir: &RunDir) -> sys::Result<OwnedFd> {
     let result = socket::listen_in(run_dir.fd(), control::SOCKET);
     rustix::process::umask(umask);
     result
+}
+
+fn directories_of(overlay: &OverlayPlan) -> impl Iterator<Item = &PathBuf> {
+    let upper = match &overlay.upper {
+        Some(UpperPlan::Directory(path)) => Some(path),
+        Some(UpperPlan::Memory) | None => None,
+    };
+    overlay.lower.iter().chain(upper)
+}
+
+/// Every directory of the host that a plan locks as an image.
+pub(super) fn locked_directories(plan: &Plan) -> impl Iterator<Item = &Path> {
+    let overlays = plan.mounts.iter().filter_map(|op| match op {
+        MountOp::Overlay { overlay, .. } => Some(overlay),
+        _ => None,
+    });
+    let (root, overlay) = match &plan.root.source {
+        TreePlan::Directory(path) => (Some(path), None),
+        TreePlan::Overlay(overlay) => (None, Some(overlay)),
+    };
+    root.into_iter().chain(overlays.chain(overlay).flat_map(directories_of)).map(PathBuf::as_path)
 }
 
 /// Where a machine's group would be if nothing else is said.
@@ -251,6 +302,7 @@ impl Prepared {
         }
         failed.extend(self.group.release().err());
         drop((self.overlays, self.held));
+        failed.extend(self.images.into_iter().filter_map(|lock| lock.release().err()));
         let ids = self.ids.map(IdRangeLock::release);
         unregistering.conclude();
         failed.extend(self.run_dir.release().err());

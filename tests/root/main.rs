@@ -4,6 +4,7 @@ mod bad_input;
 mod boots;
 mod cves;
 mod cycles;
+mod images;
 mod isolation;
 mod kills;
 mod mounts;

@@ -158,7 +158,7 @@ impl Host {
             });
         }
         let mut run = BTreeSet::new();
-        for base in ["run/machinist/machines", "run/systemd/nspawn-uid"] {
+        for base in ["run/machinist/machines", "run/systemd/nspawn-uid", "run/systemd/nspawn/locks"] {
             walk(&self.root().join(base), 3, &mut |path| {
                 run.insert(path.to_owned());
             });
