@@ -119,6 +119,8 @@ fn start_one(layout: &Layout, name: &str, no_wait: bool, quiet: bool) -> Result<
             return Err(call(&e));
         }
     };
+    // The next machine's supervisor must not inherit this one's locks. Nothing of ours is open but the socket.
+    process::close_all_except(&[ours.as_fd()]).map_err(|e| call(&e))?;
     let spinner = Spinner::new(quiet, format!("starting machine '{name}'"));
     let mut buffer = vec![0; 16 << 10];
     let received = crate::sys::socket::receive(&ours, &mut buffer).map_err(|e| call(&e))?;

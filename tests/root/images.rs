@@ -150,3 +150,23 @@ fn a_killed_supervisor_leaves_locks_that_hold_nothing_and_are_reaped() {
     assert_eq!(output.status, 0, "{output:?}");
     host.assert_nothing_left();
 }
+
+#[test]
+fn machines_that_one_command_started_do_not_hold_each_others_trees() {
+    let host = Host::new();
+    let [one, two] = ["one", "two"].map(|name| {
+        image(&host, name);
+        let tree = host.path("var/lib/machines").join(name);
+        host.define(name, &format!("[root]\ndirectory = \"{}\"\n{SLEEP}", tree.display()))
+    });
+    host.ok(&["start", &one, &two]);
+    host.ok(&["kill", &one]);
+    host.wait_for("the end", || host.run(&["status", "--json", &one]).stdout.contains("stopped"));
+    host.wait_for("the locks of one machine to go", || locks(&host).len() == 2);
+    host.ok(&["start", &one]);
+    for machine in [&one, &two] {
+        host.ok(&["kill", machine]);
+    }
+    host.wait_for("the locks to go", || locks(&host).is_empty());
+    host.wait_for("the end", || host.run(&["status", "--json", &two]).stdout.contains("stopped"));
+}
