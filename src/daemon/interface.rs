@@ -286,6 +286,37 @@ pub(super) static LOG_CONTROL: LazyLock<Interface> = LazyLock::new(|| {
     )
 });
 
+/// `org.machinist1.Manager`: what machine1 lacks.
+pub(super) static OWN_MANAGER: LazyLock<Interface> = LazyLock::new(|| {
+    Interface::parse(
+        "org.machinist1.Manager",
+        "property Version s const
+         method ListMachines b:all > aa{sv}:machines
+         method GetMachine s:name > a{sv}:machine
+         method Start s:name >
+         method Stop s:name t:timeout_usec > s:remark
+         method Restart s:name > s:remark
+         method Reload > a(ss):problems
+         method Exec s:name s:user as:command as:environment s:directory t:timeout_usec ah:files > i:status
+         signal Event s:machine s:event a{sv}:details",
+    )
+});
+
+/// `org.machinist1.Machine`.
+pub(super) static OWN_MACHINE: LazyLock<Interface> = LazyLock::new(|| {
+    Interface::parse(
+        "org.machinist1.Machine",
+        "property Name s const
+         property State s false
+         property Definition s const
+         method Get > a{sv}:machine
+         method Start >
+         method Stop t:timeout_usec > s:remark
+         method Restart > s:remark
+         method Exec s:user as:command as:environment s:directory t:timeout_usec ah:files > i:status",
+    )
+});
+
 #[cfg(test)]
 mod tests {
     use super::*;

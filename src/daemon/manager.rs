@@ -263,9 +263,6 @@ impl Claim {
 async fn register(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
     let (claim, scope) = Claim::read(call, member)?;
     let (class, id) = claim.check()?;
-    if daemon.registry().get(&claim.name).is_some() {
-        return Err(Failure::machine_exists(format!("Machine '{}' already exists", claim.name)));
-    }
     let create = member.starts_with("Create");
     let action = if create { "create-machine" } else { "register-machine" };
     let details = [("machine", claim.name.as_str()), ("verb", if create { "create" } else { "register" })];
@@ -274,6 +271,9 @@ async fn register(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
     let leader = claim.leader(daemon, call).await?;
     if leader.pid <= 1 {
         return Err(Failure::invalid_args("Invalid leader PID"));
+    }
+    if daemon.registry().get(&claim.name).is_some_and(|known| known.leader.pid != leader.pid) {
+        return Err(Failure::machine_exists(format!("Machine '{}' already exists", claim.name)));
     }
     let uid = owner(leader.pid)?;
     if caller.uid != 0 && caller.uid != uid {

@@ -17,6 +17,7 @@
 mod authority;
 mod call;
 mod enter;
+mod events;
 mod image;
 mod inspect;
 mod interface;
@@ -24,6 +25,8 @@ mod log_control;
 mod machine;
 mod manager;
 mod objects;
+mod own;
+mod program;
 mod registry;
 mod scope;
 mod transfer;
@@ -112,6 +115,8 @@ const OPERATIONS: usize = 64;
 /// What all handlers share.
 struct Daemon {
     layout: Layout,
+    /// Address of the bus if it is not the system's.
+    bus: Option<String>,
     connection: Connection,
     runtime: SharedRuntime,
     registry: Mutex<Registry>,
@@ -182,14 +187,17 @@ impl Daemon {
 
     /// Takes a machine in, tells everybody, and waits for its end beside.
     async fn add(self: &Arc<Self>, machine: Machine) -> Outcome<Arc<Machine>> {
-        let machine = {
-            let mut registry = self.registry();
-            if registry.get(&machine.name).is_some() {
-                return Err(Failure::machine_exists(format!("Machine '{}' already exists", machine.name)));
-            }
-            registry.add(machine)?
-        };
+        let known = self.registry().get(&machine.name).map(|m| m.leader.pid);
+        // Its supervisor may register what we found ourselves when we began.
+        let again = known == Some(machine.leader.pid);
+        if known.is_some() && !again {
+            return Err(Failure::machine_exists(format!("Machine '{}' already exists", machine.name)));
+        }
+        let machine = self.registry().add(machine)?;
         self.watch(&machine);
+        if again {
+            return Ok(machine);
+        }
         self.say(Level::Info, &format!("New machine {}.", machine.name));
         self.emit(objects::machine_signal("MachineNew", &machine.name)).await;
         Ok(machine)
@@ -244,6 +252,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     let registry = Registry::load(&options.layout).doing("cannot read the state of machines")?;
     let daemon = Arc::new(Daemon {
         layout: options.layout.clone(),
+        bus: options.bus.clone(),
         connection: connection.clone(),
         runtime: runtime.clone(),
         registry: Mutex::new(registry),
@@ -262,6 +271,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     let tasks = [
         runtime.spawn("calls", serve_calls(Arc::clone(&daemon), stream)),
         runtime.spawn("signals", wait_for_signals(Arc::clone(&daemon))),
+        runtime.spawn("events", events::follow(Arc::clone(&daemon))),
         runtime.spawn("idle", wait_for_idleness(Arc::clone(&daemon), options.idle)),
     ];
     let names = take_names(&connection, options.machine1).await?;

@@ -8,14 +8,18 @@ use zbus::wire::{OwnedVariant, Variant};
 
 use super::call::{Call, Failure, Outcome};
 use super::interface::{
-    IMAGE, INTROSPECTABLE, Interface, LOG_CONTROL, MACHINE, MANAGER, PEER, PROPERTIES, STANDARD, introspection,
+    IMAGE, INTROSPECTABLE, Interface, LOG_CONTROL, MACHINE, MANAGER, OWN_MACHINE, OWN_MANAGER, PEER, PROPERTIES,
+    STANDARD, introspection,
 };
-use super::{Daemon, image, log_control, machine, manager};
+use super::{Daemon, image, log_control, machine, manager, own};
 
 /// Path of the manager of machine1.
 pub(super) const MANAGER_PATH: &str = "/org/freedesktop/machine1";
 const MACHINES: &str = "/org/freedesktop/machine1/machine";
 const IMAGES: &str = "/org/freedesktop/machine1/image";
+/// Path of our own manager.
+pub(super) const OWN_PATH: &str = "/org/machinist1";
+const OWN_MACHINES: &str = "/org/machinist1/machine";
 const LOG_CONTROL_PATH: &str = "/org/freedesktop/LogControl1";
 
 /// Properties as they are read, with the interface's own order.
@@ -30,6 +34,8 @@ pub(super) enum Object {
     Machine(String),
     Image(String),
     LogControl,
+    OwnManager,
+    OwnMachine(String),
 }
 
 impl Object {
@@ -40,6 +46,8 @@ impl Object {
             Self::Machine(_) => Some(&MACHINE),
             Self::Image(_) => Some(&IMAGE),
             Self::LogControl => Some(&LOG_CONTROL),
+            Self::OwnManager => Some(&OWN_MANAGER),
+            Self::OwnMachine(_) => Some(&OWN_MACHINE),
         }
     }
 }
@@ -97,6 +105,7 @@ async fn resolve(daemon: &Arc<Daemon>, call: &Call) -> Outcome<Object> {
     match path.as_str() {
         MANAGER_PATH => return Ok(Object::Manager),
         LOG_CONTROL_PATH => return Ok(Object::LogControl),
+        OWN_PATH => return Ok(Object::OwnManager),
         _ if is_parent(&path) => return Ok(Object::Node),
         _ => {}
     }
@@ -111,11 +120,14 @@ async fn resolve(daemon: &Arc<Daemon>, call: &Call) -> Outcome<Object> {
     if let Some(label) = path.strip_prefix(IMAGES).and_then(|p| p.strip_prefix('/')) {
         return unescape(label).filter(|name| image::exists(daemon, name)).map(Object::Image).ok_or_else(unknown);
     }
+    if let Some(label) = path.strip_prefix(OWN_MACHINES).and_then(|p| p.strip_prefix('/')) {
+        return unescape(label).filter(|name| own::exists(daemon, name)).map(Object::OwnMachine).ok_or_else(unknown);
+    }
     Err(unknown())
 }
 
 fn is_parent(path: &str) -> bool {
-    [MACHINES, IMAGES, LOG_CONTROL_PATH]
+    [MACHINES, IMAGES, LOG_CONTROL_PATH, OWN_MACHINES]
         .iter()
         .any(|p| path == "/" || p.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
@@ -145,6 +157,8 @@ pub(super) async fn dispatch(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
         Object::Manager => manager::call(daemon, call, &member).await,
         Object::Machine(name) => machine::call(daemon, call, &member, &name).await,
         Object::Image(name) => image::call(daemon, call, &member, &name).await,
+        Object::OwnManager => own::manager_call(daemon, call, &member).await,
+        Object::OwnMachine(name) => own::machine_call(daemon, call, &member, &name).await,
         Object::Node | Object::LogControl => Err(unknown_method(call)),
     }
 }
@@ -183,10 +197,12 @@ fn introspect(daemon: &Daemon, object: &Object, path: &str) -> String {
             let names = daemon.registry().iter().map(|m| escape(&m.name)).collect::<Vec<_>>();
             std::iter::once(escape(super::registry::HOST)).chain(names).collect()
         }
+        (Object::OwnManager, _) => vec!["machine".into()],
+        (Object::Node, OWN_MACHINES) => own::names(daemon).iter().map(|name| escape(name)).collect(),
         (Object::Node, IMAGES) => image::names(daemon).iter().map(|name| escape(name)).collect(),
         (Object::Node, _) => {
             let base = if path == "/" { "" } else { path };
-            let mut names: Vec<String> = [MANAGER_PATH, LOG_CONTROL_PATH]
+            let mut names: Vec<String> = [MANAGER_PATH, LOG_CONTROL_PATH, OWN_PATH]
                 .iter()
                 .filter_map(|p| p.strip_prefix(base)?.strip_prefix('/')?.split('/').next().map(str::to_owned))
                 .collect();
@@ -251,6 +267,8 @@ async fn read(daemon: &Arc<Daemon>, object: &Object) -> Outcome<Properties> {
         Object::Machine(name) => machine::properties(daemon, name),
         Object::Image(name) => image::properties(daemon, name).await,
         Object::LogControl => Ok(log_control::properties(daemon)),
+        Object::OwnManager => Ok(own::manager_properties()),
+        Object::OwnMachine(name) => own::machine_properties(daemon, name),
     }
 }
 

@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use nix::unistd::Pid;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::enter::{Rights, Target};
+use crate::cgroup;
 use crate::plan::seccomp::{self, SyscallPolicy};
 use crate::spec::{IdRange, InitKind, Layout, MachineName};
 use crate::sys::{self, Context as _, Errno, Error, process};
@@ -245,7 +247,40 @@ pub fn names(layout: &Layout) -> Vec<MachineName> {
     names
 }
 
+/// What is said of a machine in a list, running or not: the objects of `machinist list --json`.
+pub fn summary(name: &str, state: Option<&State>) -> Value {
+    match state {
+        None => json!({ "name": name, "state": "stopped" }),
+        Some(s) => json!({
+            "name": name,
+            "state": s.word(),
+            // Null for a command without an init.
+            "init": s.init.as_ref().map(|_| s.init_kind.map_or("unknown", InitKind::as_str)),
+            "leader": s.leader,
+            "supervisor": s.supervisor,
+            "ids": s.ids,
+            "since": s.since,
+        }),
+    }
+}
+
 impl State {
+    /// The word for what the machine does now.
+    pub fn word(&self) -> &'static str {
+        if cgroup::is_frozen(&self.cgroup) { "frozen" } else { self.phase.as_str() }
+    }
+
+    /// Everything that is said of a running machine: the object of `machinist status --json`.
+    pub fn details(&self) -> Value {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        if let Some(object) = value.as_object_mut() {
+            object.remove("phase");
+            object.insert("state".into(), self.word().into());
+            object.insert("usage".into(), serde_json::to_value(cgroup::usage(&self.cgroup)).unwrap_or_default());
+        }
+        value
+    }
+
     /// What may be done by a command that enters the machine: what its payload may.
     pub fn rights(&self) -> Rights {
         Rights {

@@ -20,7 +20,7 @@ const LAYERS: [(&str, &[&str]); 12] = [
     ("image", &["spec", "sys", "host", "plan"]),
     ("supervisor", &["spec", "sys", "host", "bus", "plan", "rootfs", "cgroup", "image"]),
     // Of `supervisor` only what others may know, ask and enter. See `the_daemon_runs_no_machine`.
-    ("daemon", &["spec", "sys", "host", "cgroup", "image", "supervisor"]),
+    ("daemon", &["spec", "sys", "host", "plan", "config", "cgroup", "image", "supervisor"]),
     ("cli", &["daemon", "spec", "sys", "host", "plan", "config", "rootfs", "cgroup", "image", "supervisor"]),
 ];
 
@@ -30,7 +30,7 @@ const KEPT: [(&[&str], &[&str]); 9] = [
     (&["clap::", "indicatif::"], &["cli"]),
     (&["println!", "eprintln!", "print!(", "eprint!("], &["cli"]),
     (&["toml::", "annotate_snippets::", "strsim::"], &["config"]),
-    (&["cgroups_rs::"], &["cgroup", "cli"]),
+    (&["cgroups_rs::"], &["cgroup"]),
     (&["syscalls::"], &["plan"]),
     (&["zbus::", "zbus_polkit::"], &["bus", "daemon"]),
     (&["zruntime::", "async fn", ".await"], &["daemon", "bus"]),

@@ -6,6 +6,8 @@
 //! stops every fork of the host meanwhile. Files that set limits stay the host's; only what
 //! `cgroups(7)` lists for delegation is given to the machine's root.
 
+mod usage;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,6 +18,8 @@ use crate::plan::CgroupPlan;
 use crate::sys::bpf::{self, CharDevice};
 use crate::sys::path::chown_at;
 use crate::sys::{Context as _, Errno, Error, READ_AT_ONCE, Result};
+
+pub use usage::{Usage, usage};
 
 /// The groups of one machine.
 #[derive(Debug)]

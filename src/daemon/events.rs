@@ -1,0 +1,99 @@
+//! What happens to our machines, as it happens: the `Event` signal of `org.machinist1.Manager`.
+//!
+//! Seen in the run directories, where supervisors write by rename; so it does not matter who started a machine, nor
+//! when this daemon began.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+use serde_json::Value;
+use zruntime::{AsyncIo, Shared};
+
+use super::Daemon;
+use crate::spec::MachineName;
+use crate::supervisor::state;
+use crate::sys::{self, Context as _};
+
+/// Follows the run directories until the daemon ends.
+pub(super) async fn follow(daemon: Arc<Daemon>) {
+    if let Err(e) = try_follow(&daemon).await {
+        daemon.say(super::log_control::Level::Warning, &format!("No events will be told: {e}."));
+    }
+}
+
+async fn try_follow(daemon: &Arc<Daemon>) -> sys::Result<()> {
+    let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).call(|| "inotify_init".into())?;
+    let top = daemon.layout.run_root().join("machines");
+    std::fs::create_dir_all(&top).call(|| format!("mkdir('{}')", top.display()))?;
+    let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
+    inotify::add_watch(&fd, &top, flags).call(|| format!("inotify_add_watch('{}')", top.display()))?;
+    let fd = AsyncIo::<_, Shared>::new_nonblocking(&daemon.runtime, fd).call(|| "watching inotify".into())?;
+    let mut watched = BTreeSet::new();
+    let mut known = BTreeMap::new();
+    // Those that ran before us are no news.
+    look(daemon, fd.get_ref(), &mut watched, &mut known);
+    loop {
+        fd.readable().await.call(|| "waiting for inotify".into())?;
+        if drain(fd.get_ref())? {
+            for (name, state, details) in look(daemon, fd.get_ref(), &mut watched, &mut known) {
+                daemon.event(&name, state, &details).await;
+            }
+        }
+    }
+}
+
+/// Throws away what inotify says: what matters is what is there now.
+fn drain(fd: &std::os::fd::OwnedFd) -> sys::Result<bool> {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut reader = Reader::new(fd, &mut buffer);
+    let mut any = false;
+    loop {
+        match reader.next() {
+            Ok(_) => any = true,
+            Err(Errno::AGAIN) => return Ok(any),
+            Err(e) => return Err(e).call(|| "read(inotify)".into()),
+        }
+    }
+}
+
+/// Compares what runs with what ran, and keeps a watch on every machine's directory.
+fn look(
+    daemon: &Daemon,
+    fd: &std::os::fd::OwnedFd,
+    watched: &mut BTreeSet<PathBuf>,
+    known: &mut BTreeMap<String, (&'static str, i32)>,
+) -> Vec<(String, &'static str, Value)> {
+    let names = state::names(&daemon.layout);
+    watched.retain(|path| path.exists());
+    let mut now = BTreeMap::new();
+    let mut news = Vec::new();
+    for name in &names {
+        watch(fd, &daemon.layout.run_dir(name), watched);
+        let Some(state) = read(daemon, name) else { continue };
+        let current = (state.word(), state.leader);
+        if known.get(name.as_str()) != Some(&current) {
+            news.push((name.as_str().to_owned(), current.0, state::summary(name.as_str(), Some(&state))));
+        }
+        now.insert(name.as_str().to_owned(), current);
+    }
+    let ended = known.keys().filter(|name| !now.contains_key(*name));
+    news.extend(ended.map(|name| (name.clone(), "stopped", state::summary(name, None))));
+    *known = now;
+    news
+}
+
+fn read(daemon: &Daemon, name: &MachineName) -> Option<state::State> {
+    state::read(&daemon.layout, name).ok().flatten()
+}
+
+fn watch(fd: &std::os::fd::OwnedFd, path: &Path, watched: &mut BTreeSet<PathBuf>) {
+    let flags = WatchFlags::MOVED_TO | WatchFlags::DELETE | WatchFlags::ONLYDIR;
+    // One that is gone again needs none.
+    if !watched.contains(path) && inotify::add_watch(fd, path, flags).is_ok() {
+        watched.insert(path.to_owned());
+    }
+}
