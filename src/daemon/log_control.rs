@@ -37,6 +37,11 @@ impl Level {
         LEVELS.iter().find(|(name, _)| *name == word).map(|(_, level)| *level)
     }
 
+    /// The level of that priority of `syslog(3)`.
+    pub(super) fn from_number(number: usize) -> Option<Self> {
+        LEVELS.get(number).map(|(_, level)| *level)
+    }
+
     pub(super) fn as_str(self) -> &'static str {
         LEVELS.iter().find(|(_, level)| *level == self).map_or("info", |(name, _)| name)
     }

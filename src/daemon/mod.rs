@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  bus ──> objects (which object, which interface) ──> manager · machine · image (translate, nothing else)
-//!                                                        │
+//!  sockets ──> varlink (the same in other words) ────────┤
 //!                         authority (root or polkit) <───┤
 //!                                                        └──> registry (machines, state files)
 //! ```
@@ -30,6 +30,7 @@ mod program;
 mod registry;
 mod scope;
 mod transfer;
+mod varlink;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -275,12 +276,15 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         runtime.spawn("idle", wait_for_idleness(Arc::clone(&daemon), options.idle)),
     ];
     let names = take_names(&connection, options.machine1).await?;
+    let passed = varlink::passed();
+    let sockets = names.contains(&MACHINE1).then(|| varlink::serve(&daemon, passed));
     daemon.say(Level::Info, &format!("Serving {} with {} machines.", names.join(" and "), known.len()));
     if let Ok(address) = std::env::var("NOTIFY_SOCKET") {
         // Whoever asked to be told and does not listen notices that by himself.
         let _ = socket::notify(&address, "READY=1");
     }
     quit.await;
+    drop(sockets);
     for name in names {
         let _ = connection.release_name(name).await;
     }

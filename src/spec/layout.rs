@@ -89,6 +89,16 @@ impl Layout {
         self.at("/run/dbus/system_bus_socket")
     }
 
+    /// Varlink sockets of the daemon, where clients of systemd-machined look for them.
+    pub fn machine_sockets(&self) -> PathBuf {
+        self.at("/run/systemd/machine")
+    }
+
+    /// Varlink sockets of all services that know users, which `nss-systemd(8)` asks.
+    pub fn user_sockets(&self) -> PathBuf {
+        self.at("/run/systemd/userdb")
+    }
+
     /// Turns a layer into the directory it stands for.
     pub fn layer(&self, layer: &Layer) -> PathBuf {
         match layer {

@@ -21,13 +21,18 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
 
 /// Sends one message with descriptors; a vanished reader is EPIPE, never a signal.
 pub fn send(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+    send_some(socket, data, fds).map(drop)
+}
+
+/// The same on a stream, which may take only some of the bytes; says how many. The descriptors go with the first.
+pub fn send_some(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize> {
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
     let slices = [IoSlice::new(data)];
     loop {
         match sendmsg::<()>(socket.as_fd().as_raw_fd(), &slices, control, MsgFlags::MSG_NOSIGNAL, None) {
-            Ok(_) => return Ok(()),
+            Ok(sent) => return Ok(sent),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(Error { call: format!("sendmsg({} bytes)", data.len()), errno }),
         }
@@ -97,6 +102,29 @@ pub fn listen_in(dir: impl AsFd, name: &str) -> Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Listens on a stream socket `name` in `dir` that everybody may connect to, in place of whatever has the name.
+pub fn listen_stream_in(dir: impl AsFd, name: &str) -> Result<OwnedFd> {
+    use rustix::fs::{AtFlags, Mode, chmodat, renameat, unlinkat};
+    let dir = dir.as_fd();
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).call(|| "socket(SOCK_STREAM)".into())?;
+    // Under another name first: it is there for others only when it can be used.
+    let temporary = format!(".#{name}");
+    let _ = unlinkat(dir, &temporary, AtFlags::empty());
+    bind_in(&fd, dir, &temporary)?;
+    chmodat(dir, &temporary, Mode::from_raw_mode(0o666), AtFlags::empty()).call(|| format!("chmod('{temporary}')"))?;
+    let backlog = nix::sys::socket::Backlog::new(128).call(|| "listen".into())?;
+    nix::sys::socket::listen(&fd, backlog).call(|| format!("listen('{name}')"))?;
+    renameat(dir, &temporary, dir, name).call(|| format!("rename('{temporary}', '{name}')"))?;
+    Ok(fd)
+}
+
+/// Path that a socket of the UNIX family was bound to; `None` for others.
+pub fn bound_to(socket: impl AsFd) -> core::option::Option<std::path::PathBuf> {
+    let address: UnixAddr = nix::sys::socket::getsockname(socket.as_fd().as_raw_fd()).ok()?;
+    address.path().map(std::path::Path::to_owned)
+}
+
 /// Accepts one connection, blocking for reads unless told otherwise; `None` if nobody is waiting.
 pub fn accept(listener: impl AsFd) -> Result<core::option::Option<OwnedFd>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -163,6 +191,25 @@ fn unix_address(address: &str) -> Result<UnixAddr> {
         None => UnixAddr::new(address),
     };
     to.call(|| format!("address '{address}'"))
+}
+
+/// Takes the `count` descriptors from number 3 on, which the service manager passed (`sd_listen_fds(3)`).
+///
+/// Only for the beginning of a program whose `LISTEN_PID` is its own number: nobody else may know them yet.
+/// Those that are not open are left out; all are close-on-exec from then on.
+pub fn take_passed(count: u32) -> Vec<OwnedFd> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    let mut fds = Vec::new();
+    for number in (3..).take(usize::try_from(count).unwrap_or(0)) {
+        // SAFETY: only looked at, and closed by nobody meanwhile.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+        if fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).is_err() {
+            continue;
+        }
+        // SAFETY: it is open, and was given to this process to own.
+        fds.push(unsafe { OwnedFd::from_raw_fd(number) });
+    }
+    fds
 }
 
 /// Sends a datagram to the service manager's socket `address` (a path or `@abstract`), as `sd_notify(3)` does.
