@@ -276,8 +276,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         runtime.spawn("idle", wait_for_idleness(Arc::clone(&daemon), options.idle)),
     ];
     let names = take_names(&connection, options.machine1).await?;
-    let passed = varlink::passed();
-    let sockets = names.contains(&MACHINE1).then(|| varlink::serve(&daemon, passed));
+    let sockets = varlink::serve(&daemon, varlink::passed(), names.contains(&MACHINE1));
     daemon.say(Level::Info, &format!("Serving {} with {} machines.", names.join(" and "), known.len()));
     if let Ok(address) = std::env::var("NOTIFY_SOCKET") {
         // Whoever asked to be told and does not listen notices that by himself.

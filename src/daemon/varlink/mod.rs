@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Clients of systemd 261 and later ask `io.systemd.Machine` for what D-Bus does not say, and do nothing without an
-//! answer. `nss-systemd(8)` asks `io.systemd.UserDatabase` who owns the ids of a machine's processes. There are sockets
-//! only while the daemon is machine1, so that two daemons never fight for one.
+//! answer. `nss-systemd(8)` asks `io.systemd.UserDatabase` who owns the ids of a machine's processes. Only a daemon that is
+//! machine1 makes sockets, so that two never fight for one; those that a service manager passes are served anyway.
 //!
 //! The server is our own: what it must withstand (long and deep messages, slow and many clients, descriptors nobody
 //! asked for) is most of it, and a library would still leave that to us.
@@ -81,10 +81,10 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
-/// Makes the sockets, takes those that the service manager passed, and serves them.
+/// Makes the sockets if `own`, takes those that the service manager passed, and serves them.
 ///
 /// What cannot be served costs a line, not the daemon: D-Bus has most of it too.
-pub(super) fn serve(daemon: &Arc<Daemon>, passed: Vec<(String, OwnedFd)>) -> Sockets {
+pub(super) fn serve(daemon: &Arc<Daemon>, passed: Vec<(String, OwnedFd)>, own: bool) -> Sockets {
     let mut sockets = Sockets { tasks: Vec::new(), made: Vec::new() };
     let connections: Arc<Mutex<HashMap<u32, usize>>> = Arc::default();
     let (machines, users) = (daemon.layout.machine_sockets(), daemon.layout.user_sockets());
@@ -101,8 +101,11 @@ pub(super) fn serve(daemon: &Arc<Daemon>, passed: Vec<(String, OwnedFd)>) -> Soc
         let path = socket::bound_to(&fd);
         let service =
             if path.as_ref().is_some_and(|p| p.starts_with(&users)) { Service::Users } else { Service::Machines };
-        wanted.retain(|(own, _)| path.as_ref() != Some(own));
+        wanted.retain(|(made, _)| path.as_ref() != Some(made));
         listeners.push((service, fd));
+    }
+    if !own {
+        wanted.clear();
     }
     for (path, service) in wanted {
         match listen(&path) {
