@@ -2,11 +2,13 @@
 //!
 //! What was typed is [`Arguments`]; nothing below this module knows clap, prints, or decides an exit status.
 
+mod complete;
 pub mod config;
 pub mod daemon;
 pub mod enter;
 pub mod look;
 pub mod machine;
+mod man;
 pub mod output;
 pub mod plan;
 
@@ -130,6 +132,20 @@ enum Verb {
     Schema,
     /// Serve machines on the bus, to machinectl and others
     Daemon(daemon::DaemonArguments),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man {
+        /// An existing directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Print the script that completes our command line in a shell
+    #[command(hide = true)]
+    Completion {
+        /// The shell
+        #[arg(value_enum)]
+        shell: complete::Shell,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -260,6 +276,9 @@ fn key_values(list: &[String]) -> Result<Vec<(String, String)>, Failure> {
 
 /// Parses the command line, does what it says and gives the exit status.
 pub fn main() -> u8 {
+    if let Some(status) = complete::answer() {
+        return status;
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -295,6 +314,8 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::Show { name, origin, json } => plan::show(layout, &name, origin, json),
         Verb::Plan { name, json } => plan::plan(layout, &name, json),
         Verb::Daemon(args) => daemon::run(layout, args),
+        Verb::Man { directory } => man::man(&directory),
+        Verb::Completion { shell } => complete::script(shell),
         Verb::Schema => output::written(|out| config::schema(out)),
     }
 }

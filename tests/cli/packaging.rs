@@ -62,6 +62,126 @@ fn sources(dir: &str) -> Vec<PathBuf> {
     files
 }
 
+/// Names of the verbs that help lists.
+fn verbs() -> Vec<String> {
+    let (_, help) = run(env!("CARGO_BIN_EXE_machinist"), &["--help"]);
+    let list = help.split("Commands:\n").nth(1).expect("verbs").split("\n\n").next().expect("a list").to_owned();
+    let verbs = list.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let verbs: Vec<String> = verbs.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect();
+    assert!(verbs.len() >= 18, "{verbs:?}");
+    verbs
+}
+
+/// The manual pages by name, as they are written.
+fn pages() -> BTreeMap<String, String> {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (status, said) = run(env!("CARGO_BIN_EXE_machinist"), &["man", dir.path().to_str().expect("text")]);
+    assert_eq!((status, said.as_str()), (Some(0), ""));
+    let files = fs::read_dir(dir.path()).expect("readable").map(|entry| entry.expect("entry").path());
+    files
+        .map(|file| {
+            let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+            (name, fs::read_to_string(file).expect("text"))
+        })
+        .collect()
+}
+
+/// A page as it is read: without escapes, font changes and requests' names.
+fn plain(page: &str) -> String {
+    let page = ["\\fB", "\\fR", "\\fI", "\\fP"].iter().fold(page.to_owned(), |text, font| text.replace(font, ""));
+    page.replace("\\-", "-").replace("\\*(Aq", "'").replace("\\(aq", "'").replace("\\&", "")
+}
+
+#[test]
+fn every_verb_has_a_page_with_its_options() {
+    let pages = pages();
+    let main = plain(&pages["machinist.1"]);
+    for verb in verbs() {
+        let page = plain(pages.get(&format!("machinist-{verb}.1")).unwrap_or_else(|| panic!("no page of `{verb}`")));
+        assert!(main.contains(&format!("machinist-{verb}(1)")), "machinist(1) does not name `{verb}`");
+        let (_, help) = run(env!("CARGO_BIN_EXE_machinist"), &[&verb, "--help"]);
+        let options = help.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
+        for option in options.map(|word| word.trim_end_matches([',', '.', ']', '`', ';'])) {
+            assert!(page.contains(option), "`{verb}`: {option}");
+        }
+    }
+    for (name, page) in &pages {
+        let title = name.rsplit_once('.').expect("a section");
+        assert!(plain(page).contains(&format!(".TH {} {} ", title.0, title.1)), "{name}: {page:.200}");
+    }
+}
+
+#[test]
+fn every_key_of_the_schema_is_in_its_manual_page() {
+    let page = plain(&pages()["machinist.toml.5"]);
+    let schema = fs::read_to_string("tests/data/machine.schema.json").expect("recorded");
+    let schema: serde_json::Value = serde_json::from_str(&schema).expect("JSON");
+    let tables = schema["$defs"].as_object().expect("tables").values().chain([&schema]);
+    let mut keys = 0;
+    for table in tables.filter(|table| table["properties"].is_object()) {
+        let described: Vec<(&String, &str)> = table["properties"]
+            .as_object()
+            .expect("keys")
+            .iter()
+            .map(|(key, property)| (key, property["description"].as_str().expect("described")))
+            .collect();
+        // One section holds all of a table's keys, each with its words.
+        let holds = |section: &str| {
+            described
+                .iter()
+                .all(|(key, text)| section.contains(&format!("\n{key} = ")) && section.contains(&text.replace('`', "")))
+        };
+        assert!(page.split("\n.SH ").any(holds), "{described:?}\n{page}");
+        keys += described.len();
+    }
+    assert!(keys > 40, "only {keys} keys");
+}
+
+/// What the shell would offer for the last of these words.
+fn offered(root: &Path, words: &[&str]) -> Vec<String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_machinist"));
+    command.args(["--", "machinist"]).args(words).env("MACHINIST_ROOT", root).env("MACHINIST_COMPLETE", "bash");
+    command.env("_CLAP_IFS", "\n").env("_CLAP_COMPLETE_INDEX", words.len().to_string());
+    let output = command.output().expect("run");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{words:?}");
+    String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn machines_are_completed_from_directories() {
+    let host = Host::new();
+    for dir in ["etc/machinist/machines", "usr/lib/machinist/machines", "run/machinist/machines/db"] {
+        fs::create_dir_all(host.path(dir)).expect("mkdir");
+    }
+    for file in ["etc/machinist/machines/web.toml", "usr/lib/machinist/machines/worker.toml"] {
+        fs::write(host.path(file), "").expect("write");
+    }
+    let root = host.0.path();
+    assert_eq!(offered(root, &["sta"]), ["start", "status"]);
+    assert_eq!(offered(root, &["start", "w"]), ["web", "worker"]);
+    assert_eq!(offered(root, &["start", "./machines/min"]), ["./machines/minimal.toml"]);
+    assert_eq!(offered(root, &["stop", ""]).iter().filter(|word| !word.starts_with('-')).collect::<Vec<_>>(), ["db"]);
+    assert_eq!(offered(root, &["shell", "root@"]), ["root@db"]);
+    assert_eq!(offered(root, &["run", "--console", "n"]), ["none"]);
+    assert_eq!(offered(root, &["man", "x"]), [""; 0]);
+}
+
+#[test]
+fn completion_scripts_are_shell() {
+    for shell in ["bash", "fish", "zsh"] {
+        let (status, script) = run(env!("CARGO_BIN_EXE_machinist"), &["completion", shell]);
+        assert_eq!(status, Some(0), "{script}");
+        assert!(script.contains("MACHINIST_COMPLETE"), "{script}");
+        if shell == "bash" {
+            let dir = tempfile::tempdir().expect("temporary directory");
+            let file = dir.path().join("script");
+            fs::write(&file, script).expect("write");
+            assert_eq!(run("bash", &["-n", file.to_str().expect("text")]), (Some(0), String::new()));
+        }
+    }
+    assert_eq!(run(env!("CARGO_BIN_EXE_machinist"), &["completion", "tcsh"]).0, Some(2));
+}
+
 #[test]
 fn an_installation_has_what_its_kind_of_host_needs() {
     let common = |prefix: &str, bus: &str| {
@@ -78,8 +198,13 @@ fn an_installation_has_what_its_kind_of_host_needs() {
             "lib/machinist/install.manifest",
             "share/dbus-1/system-services/org.freedesktop.machine1.service",
             "share/dbus-1/system-services/org.machinist1.service",
+            "share/bash-completion/completions/machinist",
+            "share/fish/vendor_completions.d/machinist.fish",
+            "share/zsh/site-functions/_machinist",
         ];
         files.extend(below.map(|file| format!("{prefix}/{file}")));
+        let pages = pages().into_keys();
+        files.extend(pages.map(|page| format!("{prefix}/share/man/man{}/{page}", &page[page.len() - 1..])));
         files
     };
     let scripts = ["/etc/init.d/machinist", "/etc/init.d/machinist-machines"].map(str::to_owned);
@@ -191,6 +316,7 @@ fn wrong_options_install_nothing() {
         &["--fly"],
         &["--uninstall"],
         &["--systemd", "--program=/nonexistent"],
+        &["--program"],
         &[],
     ] {
         // The program comes last, so it must not be named twice.

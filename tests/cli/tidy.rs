@@ -27,7 +27,7 @@ const LAYERS: [(&str, &[&str]); 12] = [
 /// What only some modules may use: words as they are written, and the modules.
 const KEPT: [(&[&str], &[&str]); 9] = [
     (&["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "(unsafe_code"], &["sys"]),
-    (&["clap::", "indicatif::"], &["cli"]),
+    (&["clap::", "clap_complete::", "clap_mangen::", "indicatif::"], &["cli"]),
     (&["println!", "eprintln!", "print!(", "eprint!("], &["cli"]),
     (&["toml::", "annotate_snippets::", "strsim::"], &["config"]),
     (&["cgroups_rs::"], &["cgroup"]),
