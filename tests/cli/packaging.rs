@@ -1,6 +1,6 @@
 //! Units, policies and the install script: that they hold together, and leave nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -458,7 +458,7 @@ fn actions(path: &str) -> Vec<String> {
 #[test]
 fn actions_are_of_their_interface_and_say_who_may() {
     for (path, prefix, count) in [
-        ("packaging/polkit/org.machinist1.policy", "org.machinist1.", 5),
+        ("packaging/polkit/org.machinist1.policy", "org.machinist1.", 3),
         ("packaging/machine1/org.freedesktop.machine1.policy", "org.freedesktop.machine1.", 12),
     ] {
         let ids = actions(path);
@@ -470,9 +470,73 @@ fn actions_are_of_their_interface_and_say_who_may() {
                 assert_eq!(body.matches(&format!("<{element}>")).count(), 1, "{id} {element}");
             }
             let everybody = body.contains("<allow_any>yes<");
-            assert_eq!(everybody, id == "org.machinist1.list", "{id} for everybody");
+            assert_eq!(everybody, id == "org.machinist1.inspect", "{id} for everybody");
         }
     }
+}
+
+/// Interfaces and members that a bus policy lets everybody send, as `interface.member`.
+fn members_for_all(path: &str) -> Vec<String> {
+    let text = fs::read_to_string(path).expect("text");
+    let value = |line: &str, key: &str| Some(line.split_once(&format!("{key}=\""))?.1.split('"').next()?.to_owned());
+    let rules = text.lines().filter(|line| line.contains("<allow send_destination"));
+    rules
+        .filter_map(|line| Some(format!("{}.{}", value(line, "send_interface")?, value(line, "send_member")?)))
+        .filter(|member| !member.starts_with("org.freedesktop.DBus."))
+        .collect()
+}
+
+/// Methods of an interface as the daemon declares it, in its order.
+fn declared_methods(interface: &str) -> Vec<String> {
+    let source = fs::read_to_string("src/daemon/interface.rs").expect("text");
+    let (_, rest) = source.split_once(&format!("\"{interface}\",")).expect("declared");
+    let body = rest.split("\",").next().expect("an end");
+    let methods = body.lines().filter_map(|line| line.trim().trim_start_matches('"').strip_prefix("method "));
+    methods.filter_map(|line| Some(format!("{interface}.{}", line.split_whitespace().next()?))).collect()
+}
+
+#[test]
+fn bus_policies_name_every_method_that_is_not_only_for_root() {
+    let own = [declared_methods("org.machinist1.Manager"), declared_methods("org.machinist1.Machine")].concat();
+    assert!(own.len() >= 12, "{own:?}");
+    assert_eq!(members_for_all("packaging/dbus/org.machinist1.conf"), own);
+
+    // systemd 262 lets others send all of machine1 but this one.
+    let mut machine1: Vec<String> = ["Manager", "Machine", "Image"]
+        .iter()
+        .flat_map(|interface| declared_methods(&format!("org.freedesktop.machine1.{interface}")))
+        .filter(|method| method != "org.freedesktop.machine1.Manager.CreateMachineEx")
+        .collect();
+    assert!(machine1.len() >= 60, "{machine1:?}");
+    machine1.sort();
+    let mut allowed = members_for_all("packaging/machine1/org.freedesktop.machine1.conf");
+    allowed.sort();
+    assert_eq!(allowed, machine1);
+}
+
+#[test]
+fn every_action_that_the_daemon_asks_for_is_declared() {
+    let known: BTreeSet<String> =
+        ["packaging/polkit/org.machinist1.policy", "packaging/machine1/org.freedesktop.machine1.policy"]
+            .iter()
+            .flat_map(|path| actions(path))
+            .collect();
+    let mut asked = BTreeSet::new();
+    for file in sources("src/daemon") {
+        let text = fs::read_to_string(&file).expect("text");
+        for constant in text.lines().filter(|line| line.starts_with("const ") || line.contains("authorise(")) {
+            asked.extend(
+                constant
+                    .split('"')
+                    .skip(1)
+                    .step_by(2)
+                    .filter(|word| word.starts_with("org.machinist1."))
+                    .map(str::to_owned),
+            );
+        }
+    }
+    assert!(asked.len() >= 3, "{asked:?}");
+    assert!(asked.is_subset(&known), "{asked:?}");
 }
 
 #[test]
