@@ -9,6 +9,7 @@
 
 mod errand;
 pub mod machine1;
+pub mod machinist1;
 
 use std::fmt;
 use std::os::fd::OwnedFd;

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::output::{self, Failure, age, clean, size, status, table, written};
-use super::{ListArguments, StatusArguments};
+use super::{ListArguments, StatusArguments, remote};
 use crate::config;
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::console::{Shown, print_log};
@@ -42,7 +42,7 @@ fn machines(layout: &Layout, all: bool) -> Result<Vec<Value>, Failure> {
 
 /// `machinist list`
 pub(super) fn list(layout: &Layout, args: &ListArguments) -> Result<u8, Failure> {
-    let machines = machines(layout, args.all)?;
+    let machines = remote::list(layout, args.all).unwrap_or_else(|| machines(layout, args.all))?;
     if args.names {
         let names = machines.iter().filter_map(|machine| machine["name"].as_str());
         return written(|out| names.into_iter().try_for_each(|name| writeln!(out, "{name}")));
@@ -81,19 +81,21 @@ fn row(machine: &Value) -> Vec<String> {
 /// `machinist status`
 pub(super) fn status(layout: &Layout, args: &StatusArguments) -> Result<u8, Failure> {
     let name = machine_name(&args.name)?;
-    let state =
-        state::read(layout, &name).map_err(|e| Failure::call(format!("cannot look at machine '{name}'"), &e))?;
-    let details = match state {
-        Some(state) => state.details(),
-        None => match config::list(layout).into_iter().find(|(n, _)| *n == name) {
-            Some((_, path)) => json!({ "name": name.as_str(), "state": "stopped", "definition": path }),
-            None => {
-                return Err(Failure::new(format!("machine '{name}' is neither running nor defined"))
-                    .hint("`machinist list --all` shows what there is"));
-            }
-        },
-    };
+    let details = remote::machine(layout, name.as_str()).unwrap_or_else(|| details(layout, &name))?;
     written(|out| if args.json { writeln!(out, "{details:#}") } else { out.write_all(describe(&details).as_bytes()) })
+}
+
+/// What is known of a machine that runs or is defined.
+fn details(layout: &Layout, name: &MachineName) -> Result<Value, Failure> {
+    let state = state::read(layout, name).map_err(|e| Failure::call(format!("cannot look at machine '{name}'"), &e))?;
+    if let Some(state) = state {
+        return Ok(state.details());
+    }
+    match config::list(layout).into_iter().find(|(n, _)| n == name) {
+        Some((_, path)) => Ok(json!({ "name": name.as_str(), "state": "stopped", "definition": path })),
+        None => Err(Failure::new(format!("machine '{name}' is neither running nor defined"))
+            .hint("`machinist list --all` shows what there is")),
+    }
 }
 
 /// The text for people of what is known of a machine.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::enter::{self as face, ExecArgs, ShellArgs};
 use super::look::machine_name;
 use super::output::{self, Failure, say, status};
-use super::{ConsoleMode, ExecArguments, RunArguments, StartArguments, StopArguments, key_values};
+use super::{ConsoleMode, ExecArguments, RunArguments, StartArguments, StopArguments, key_values, remote};
 use crate::plan::{self, Plan};
 use crate::spec::{Layout, MachineName, UserMode};
 use crate::supervisor::console::{AttachEnd, Mode, attach};
@@ -101,6 +101,16 @@ pub(super) fn start(layout: &Layout, args: &StartArguments, quiet: bool) -> Resu
 
 /// Starts a background supervisor and waits for its word.
 fn start_one(layout: &Layout, name: &str, no_wait: bool, quiet: bool) -> Result<(), Failure> {
+    if !no_wait {
+        let spinner = Spinner::new(quiet, format!("starting machine '{name}'"));
+        let done = remote::start(layout, name);
+        spinner.clear();
+        if let Some(result) = done {
+            result?;
+            say(quiet, &format!("Machine '{name}' is running."));
+            return Ok(());
+        }
+    }
     let mut job = prepare(layout, name)?;
     let doing = cannot_start(&job.plan);
     let call = |e: &crate::sys::Error| Failure::call(doing.clone(), e);
@@ -260,6 +270,11 @@ fn ask(
 /// `machinist stop`
 pub(super) fn stop(layout: &Layout, args: &StopArguments, quiet: bool) -> Result<u8, Failure> {
     each(&args.names, |name| {
+        if let Some(remark) = remote::stop(layout, machine_name(name)?.as_str(), args.timeout) {
+            remarked(&remark?);
+            say(quiet, &format!("Machine '{name}' has ended."));
+            return Ok(());
+        }
         let (name, _) = running(layout, name)?;
         let request = Request::Stop { timeout: args.timeout };
         match ask(layout, &name, &request, format!("stopping machine '{name}'"), quiet)? {
@@ -277,8 +292,18 @@ pub(super) fn stop(layout: &Layout, args: &StopArguments, quiet: bool) -> Result
     })
 }
 
+/// Passes on what the daemon remarked.
+fn remarked(remark: &str) {
+    remark.lines().for_each(output::warn);
+}
+
 /// `machinist reboot`
 pub(super) fn reboot(layout: &Layout, name: &str, quiet: bool) -> Result<(), Failure> {
+    if let Some(remark) = remote::restart(layout, machine_name(name)?.as_str()) {
+        remarked(&remark?);
+        say(quiet, &format!("Machine '{name}' has been rebooted."));
+        return Ok(());
+    }
     let (name, _) = running(layout, name)?;
     match ask(layout, &name, &Request::Reboot, format!("rebooting machine '{name}'"), quiet)? {
         Some(Answer::Rebooted { killed }) => {
@@ -405,6 +430,9 @@ pub(super) fn exec(layout: &Layout, args: ExecArguments) -> Result<u8, Failure> 
         timeout: args.timeout,
         tty: args.tty,
     };
+    if let Some(status) = remote::exec(layout, machine_name(&args.name)?.as_str(), &wanted) {
+        return status;
+    }
     enter(layout, &args.name, |target| face::exec(target, wanted))
 }
 

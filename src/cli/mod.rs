@@ -11,6 +11,7 @@ pub mod machine;
 mod man;
 pub mod output;
 pub mod plan;
+mod remote;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -130,6 +131,12 @@ enum Verb {
     },
     /// Print the JSON schema of the machine file
     Schema,
+    /// Tell what happens to machines, as it happens
+    Events {
+        /// As JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Serve machines on the bus, to machinectl and others
     Daemon(daemon::DaemonArguments),
     /// Write the manual pages
@@ -313,6 +320,7 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::Check { names } => output::checked(|out, err| config::check(layout, &names, output::color(), out, err)),
         Verb::Show { name, origin, json } => plan::show(layout, &name, origin, json),
         Verb::Plan { name, json } => plan::plan(layout, &name, json),
+        Verb::Events { json } => remote::events(layout, json),
         Verb::Daemon(args) => daemon::run(layout, args),
         Verb::Man { directory } => man::man(&directory),
         Verb::Completion { shell } => complete::script(shell),

@@ -39,6 +39,11 @@ impl Failure {
         Self { status: status::USAGE, ..Self::new(message) }
     }
 
+    /// What somebody else tells, with its causes and hints in it.
+    pub(crate) fn told(status: u8, text: String) -> Self {
+        Self { status, ..Self::new(text) }
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

@@ -21,8 +21,10 @@ use crate::config;
 use crate::spec::MachineName;
 use crate::supervisor::state::{self, State};
 
-/// Actions of polkit: looking, changing what runs, running commands inside.
-const INSPECT: &str = "org.machinist1.inspect";
+/// Actions of polkit, as `packaging/polkit` defines them.
+const LIST: &str = "org.machinist1.list";
+const START: &str = "org.machinist1.start";
+const STOP: &str = "org.machinist1.stop";
 const MANAGE: &str = "org.machinist1.manage";
 const EXEC: &str = "org.machinist1.exec";
 
@@ -88,7 +90,7 @@ pub(super) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str
     match member {
         "ListMachines" => {
             let all: bool = call.arguments()?;
-            daemon.authorise(call, INSPECT, &[("verb", "list")]).await?;
+            daemon.authorise(call, LIST, &[("verb", "list")]).await?;
             list(daemon, call, all)
         }
         "GetMachine" => get(daemon, call, &call.arguments::<String>()?).await,
@@ -138,23 +140,23 @@ fn list(daemon: &Daemon, call: &Call, all: bool) -> Outcome {
 
 async fn get(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
     let machine = find(daemon, name)?;
-    daemon.authorise(call, INSPECT, &[("machine", name), ("verb", "status")]).await?;
+    daemon.authorise(call, LIST, &[("machine", name), ("verb", "status")]).await?;
     call.reply(&to_dictionary(&machine))
 }
 
-async fn authorise(daemon: &Arc<Daemon>, call: &Call, name: &str, verb: &str) -> Outcome<()> {
+async fn authorise(daemon: &Arc<Daemon>, call: &Call, name: &str, action: &str, verb: &str) -> Outcome<()> {
     find(daemon, name)?;
-    daemon.authorise(call, MANAGE, &[("machine", name), ("verb", verb)]).await
+    daemon.authorise(call, action, &[("machine", name), ("verb", verb)]).await
 }
 
 async fn start(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
-    authorise(daemon, call, name, "start").await?;
+    authorise(daemon, call, name, START, "start").await?;
     daemon.start(name).await?;
     call.reply(&())
 }
 
 async fn stop(daemon: &Arc<Daemon>, call: &Call, name: &str, timeout: u64) -> Outcome {
-    authorise(daemon, call, name, "stop").await?;
+    authorise(daemon, call, name, STOP, "stop").await?;
     let mut arguments = vec!["stop".to_owned()];
     // The greatest number stands for the machine's own.
     if timeout != u64::MAX {
@@ -167,7 +169,7 @@ async fn stop(daemon: &Arc<Daemon>, call: &Call, name: &str, timeout: u64) -> Ou
 }
 
 async fn restart(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
-    authorise(daemon, call, name, "restart").await?;
+    authorise(daemon, call, name, STOP, "restart").await?;
     let finished = daemon.run(&["reboot", "--", name]).await?;
     finished.check()?;
     call.reply(&remark(&finished.said))

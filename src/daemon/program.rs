@@ -52,6 +52,8 @@ impl Daemon {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("machinist").arg("--root").arg(self.layout.root());
         command.args(arguments.into_iter().map(Into::into)).env("NO_COLOR", "1").process_group(0);
+        // It must not ask us to do what we ask of it.
+        command.env("MACHINIST_BY_DAEMON", "1");
         for variable in OURS {
             command.env_remove(variable);
         }

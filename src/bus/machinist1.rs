@@ -1,0 +1,201 @@
+//! `org.machinist1`: what our own daemon is asked by the command line.
+//!
+//! Each question opens a connection and closes it again, so that no thread of the library stays behind: what comes
+//! next in the program may clone itself.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use futures_core::Stream as _;
+use serde_json::{Map, Value};
+use zbus::message::Type as MessageType;
+use zbus::wire::{Fd, OwnedVariant, Variant};
+use zbus::{Connection, DBusError as _, MatchRule, MessageStream};
+
+use super::SystemBus;
+
+const NAME: &str = "org.machinist1";
+const PATH: &str = "/org/machinist1";
+const INTERFACE: &str = "org.machinist1.Manager";
+
+/// An answer that is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no bus, or no daemon on it.
+    Absent,
+    /// The caller may not.
+    Denied(String),
+    /// The arguments or the definition are wrong.
+    Invalid(String),
+    /// It did not work.
+    Failed(String),
+}
+
+/// How a command in a machine is to be run.
+#[derive(Debug, Clone, Default)]
+pub struct Exec<'a> {
+    /// `USER[:GROUP]`, or root.
+    pub user: &'a str,
+    /// Program and arguments.
+    pub command: &'a [String],
+    /// Variables as `KEY=VALUE`.
+    pub environment: Vec<String>,
+    /// Working directory, or the user's home.
+    pub directory: &'a str,
+    /// After which everything that it started is killed.
+    pub timeout: Option<Duration>,
+}
+
+/// The daemon, if it is there.
+#[derive(Debug)]
+pub struct Daemon<'a> {
+    bus: &'a SystemBus,
+    /// Whether the bus may start it.
+    activate: bool,
+}
+
+impl<'a> Daemon<'a> {
+    /// The daemon on that bus; `activate` lets the bus start it where it does not run.
+    pub fn new(bus: &'a SystemBus, activate: bool) -> Self {
+        Self { bus, activate }
+    }
+
+    /// What `machinist list --json` says.
+    pub fn list(&self, all: bool) -> Result<Vec<Value>, Refused> {
+        let rows: Vec<BTreeMap<String, OwnedVariant>> = self.ask("ListMachines", &all)?;
+        Ok(rows.into_iter().map(object).collect())
+    }
+
+    /// What `machinist status --json` says.
+    pub fn machine(&self, name: &str) -> Result<Value, Refused> {
+        self.ask("GetMachine", &name).map(object)
+    }
+
+    /// Starts a machine and comes back when it is ready.
+    pub fn start(&self, name: &str) -> Result<(), Refused> {
+        self.ask("Start", &name)
+    }
+
+    /// Stops a machine; gives a remark, as that it had to be killed, or nothing.
+    pub fn stop(&self, name: &str, timeout: Option<Duration>) -> Result<String, Refused> {
+        self.ask("Stop", &(name, microseconds(timeout)))
+    }
+
+    /// Restarts a machine; as for [`Daemon::stop`].
+    pub fn restart(&self, name: &str) -> Result<String, Refused> {
+        self.ask("Restart", &name)
+    }
+
+    /// Runs a command on these files (standard input, output and error) and gives its exit status.
+    pub fn exec(&self, name: &str, exec: &Exec<'_>, files: [BorrowedFd<'_>; 3]) -> Result<i32, Refused> {
+        let timeout = microseconds(exec.timeout);
+        let body =
+            (name, exec.user, exec.command, &exec.environment, exec.directory, timeout, Vec::from(files.map(Fd::from)));
+        self.ask("Exec", &body)
+    }
+
+    /// Gives every event to `tell` until that says no, or the bus goes away.
+    pub fn events(&self, mut tell: impl FnMut(&str, &str, Value) -> bool) -> Result<(), Refused> {
+        self.talk(async |connection| {
+            let rule =
+                MatchRule::builder().msg_type(MessageType::Signal).sender(NAME).interface(INTERFACE).member("Event");
+            let mut stream = MessageStream::for_match_rule(rule.build().map_err(refused)?, connection, None)
+                .await
+                .map_err(refused)?;
+            while let Some(message) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut stream).poll_next(cx)).await {
+                let body = message.map_err(refused)?.body();
+                let (machine, event, details): (&str, &str, BTreeMap<String, OwnedVariant>) =
+                    body.deserialize().map_err(refused)?;
+                if !tell(machine, event, object(details)) {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn ask<B, R>(&self, method: &str, body: &B) -> Result<R, Refused>
+    where
+        B: serde::Serialize + zbus::DynamicType,
+        R: serde::de::DeserializeOwned + zbus::Type,
+    {
+        self.talk(async |connection| {
+            let reply =
+                connection.call_method(Some(NAME), PATH, Some(INTERFACE), method, body).await.map_err(refused)?;
+            reply.body().deserialize_ignore_signature().map_err(refused)
+        })
+    }
+
+    /// Connects, makes sure that the daemon is there, and says what is to be said.
+    fn talk<T>(&self, words: impl AsyncFnOnce(&Connection) -> Result<T, Refused>) -> Result<T, Refused> {
+        let stream = UnixStream::from(self.bus.connect().map_err(|_| Refused::Absent)?);
+        block_on(async {
+            let builder = zbus::connection::Builder::unix_stream(stream);
+            let connection = builder.build().await.map_err(|_| Refused::Absent)?;
+            let result = if self.activate || self.is_there(&connection).await {
+                words(&connection).await
+            } else {
+                Err(Refused::Absent)
+            };
+            // What it has to say no longer matters.
+            let _ = connection.close().await;
+            result
+        })
+    }
+
+    async fn is_there(&self, connection: &Connection) -> bool {
+        let bus = "org.freedesktop.DBus";
+        let reply = connection.call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "NameHasOwner", &NAME).await;
+        reply.is_ok_and(|reply| reply.body().deserialize().unwrap_or(false))
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    zbus::block_on(work)
+}
+
+/// The bus' number for a time; the greatest stands for none.
+fn microseconds(time: Option<Duration>) -> u64 {
+    time.map_or(u64::MAX, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+}
+
+fn refused(error: zbus::Error) -> Refused {
+    let (name, text) = match &error {
+        zbus::Error::MethodError(name, text, _) => (name.to_string(), text.clone().unwrap_or_default()),
+        zbus::Error::FDO(e) => (e.name().to_string(), e.description().unwrap_or_default().to_owned()),
+        other => return Refused::Failed(other.to_string()),
+    };
+    match name.strip_prefix("org.freedesktop.DBus.Error.").unwrap_or_default() {
+        "ServiceUnknown" | "NameHasNoOwner" => Refused::Absent,
+        "AccessDenied" | "InteractiveAuthorizationRequired" => Refused::Denied(text),
+        "InvalidArgs" => Refused::Invalid(text),
+        _ => Refused::Failed(text),
+    }
+}
+
+fn object(entries: BTreeMap<String, OwnedVariant>) -> Value {
+    Value::Object(entries.into_iter().map(|(key, value)| (key, json(&value))).collect())
+}
+
+/// A value of the bus as JSON.
+fn json(value: &Variant<'_>) -> Value {
+    match value {
+        Variant::Bool(flag) => (*flag).into(),
+        Variant::U64(number) => (*number).into(),
+        Variant::I64(number) => (*number).into(),
+        Variant::U32(number) => (*number).into(),
+        Variant::Str(text) => text.as_str().into(),
+        Variant::Variant(inner) => json(inner),
+        Variant::Array(list) => list.iter().map(json).collect(),
+        Variant::Dict(entries) => {
+            let entry =
+                |(key, value): (&Variant<'_>, &Variant<'_>)| Some((json(key).as_str()?.to_owned(), json(value)));
+            Value::Object(entries.iter().filter_map(entry).collect::<Map<_, _>>())
+        }
+        // Nothing of ours has other types.
+        _ => Value::Null,
+    }
+}

@@ -1,0 +1,102 @@
+//! Verbs that the daemon does for us: for everybody where it runs, and for those who are not root in any case.
+//!
+//! Root does everything alone when there is no daemon; what is printed is the same.
+
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::enter::ExecArgs;
+use super::output::{self, Failure, status};
+use crate::bus::SystemBus;
+use crate::bus::machinist1::{Daemon, Exec, Refused};
+use crate::spec::Layout;
+
+/// Set by the daemon for the verbs that it runs, which must not ask it again.
+const BY_DAEMON: &str = "MACHINIST_BY_DAEMON";
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Asks the daemon; `None` if it is not there and root is to do the work alone.
+fn ask<T>(layout: &Layout, question: impl FnOnce(&Daemon<'_>) -> Result<T, Refused>) -> Option<Result<T, Failure>> {
+    if std::env::var_os(BY_DAEMON).is_some() {
+        return None;
+    }
+    let bus = SystemBus::of(layout);
+    match question(&Daemon::new(&bus, !is_root())) {
+        Ok(answer) => Some(Ok(answer)),
+        Err(Refused::Absent) => None,
+        Err(Refused::Denied(text)) => Some(Err(Failure::told(status::NOT_PERMITTED, text))),
+        Err(Refused::Invalid(text)) => Some(Err(Failure::told(status::BAD_CONFIG, text))),
+        Err(Refused::Failed(text)) => Some(Err(Failure::told(status::FAILED, text))),
+    }
+}
+
+/// Starts a machine.
+pub(super) fn start(layout: &Layout, name: &str) -> Option<Result<(), Failure>> {
+    // A file is the caller's own business; the daemon knows names.
+    let is_name = crate::spec::MachineName::parse(name).is_ok();
+    is_name.then(|| ask(layout, |daemon| daemon.start(name))).flatten()
+}
+
+/// Stops a machine; gives a remark, or nothing.
+pub(super) fn stop(layout: &Layout, name: &str, timeout: Option<Duration>) -> Option<Result<String, Failure>> {
+    ask(layout, |daemon| daemon.stop(name, timeout))
+}
+
+/// Restarts a machine; as for [`stop`].
+pub(super) fn restart(layout: &Layout, name: &str) -> Option<Result<String, Failure>> {
+    ask(layout, |daemon| daemon.restart(name))
+}
+
+/// What runs, for those who may not look themselves.
+pub(super) fn list(layout: &Layout, all: bool) -> Option<Result<Vec<Value>, Failure>> {
+    if is_root() { None } else { ask(layout, |daemon| daemon.list(all)) }
+}
+
+/// What is known of one machine, for those who may not look themselves.
+pub(super) fn machine(layout: &Layout, name: &str) -> Option<Result<Value, Failure>> {
+    if is_root() { None } else { ask(layout, |daemon| daemon.machine(name)) }
+}
+
+/// Runs a command in a machine, for those who may not enter themselves.
+pub(super) fn exec(layout: &Layout, name: &str, args: &ExecArgs) -> Option<Result<u8, Failure>> {
+    if is_root() || args.tty {
+        return None;
+    }
+    let exec = Exec {
+        user: args.user.as_deref().unwrap_or_default(),
+        command: &args.argv,
+        environment: args.environment.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        directory: args.directory.as_deref().unwrap_or_default(),
+        timeout: args.timeout,
+    };
+    let (input, output, error) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let files = [input.as_fd(), output.as_fd(), error.as_fd()];
+    let status = ask(layout, |daemon| daemon.exec(name, &exec, files))?;
+    Some(status.map(|status| u8::try_from(status).unwrap_or(status::FAILED)))
+}
+
+/// `machinist events`
+pub(super) fn events(layout: &Layout, as_json: bool) -> Result<u8, Failure> {
+    let tell = |machine: &str, event: &str, details: Value| {
+        output::written(|out| {
+            if as_json {
+                writeln!(out, "{}", json!({ "machine": machine, "event": event, "details": details }))
+            } else if machine.is_empty() {
+                writeln!(out, "{event}")
+            } else {
+                writeln!(out, "{} {event}", output::clean(machine))
+            }
+        })
+        .is_ok()
+    };
+    match ask(layout, |daemon| daemon.events(tell)) {
+        Some(result) => result.map(|()| status::OK),
+        None => Err(Failure::new("the daemon does not run")
+            .hint("`machinist daemon` tells events; see `machinist daemon --help`")),
+    }
+}
