@@ -28,6 +28,9 @@ pub(crate) struct DaemonArguments {
     /// End after so long without machines and calls
     #[arg(long, value_name = "TIME", value_parser = super::parse_time)]
     idle_timeout: Option<Duration>,
+    /// Group whose members may list and look at machines, also where there is no polkit
+    #[arg(long, value_name = "GROUP")]
+    read_group: Option<String>,
     /// Address of the bus instead of the system's
     #[arg(long, value_name = "ADDRESS")]
     bus: Option<String>,
@@ -41,8 +44,20 @@ pub(crate) fn run(layout: &Layout, arguments: DaemonArguments) -> Result<u8, Fai
         Whether::No => Machine1::No,
     };
     let idle = arguments.idle_timeout.filter(|t| *t != Duration::MAX);
-    let options = Options { layout: layout.clone(), bus: arguments.bus, machine1, idle, say };
+    let read_group = arguments.read_group.as_deref().map(group).transpose()?;
+    let options = Options { read_group, layout: layout.clone(), bus: arguments.bus, machine1, idle, say };
     daemon::run(&options).map(|()| 0).map_err(|e| Failure::new(e.to_string()))
+}
+
+/// The number of a group of the host, by name or number.
+fn group(text: &str) -> Result<u32, Failure> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    match nix::unistd::Group::from_name(text) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        _ => Err(Failure::usage(format!("there is no group '{text}'"))),
+    }
 }
 
 /// One line on standard error, with the priority that the journal reads where nobody watches.

@@ -52,14 +52,29 @@ pub(super) fn restart(layout: &Layout, name: &str) -> Option<Result<String, Fail
     ask(layout, |daemon| daemon.restart(name))
 }
 
+/// The bus has no null: what is unknown is not sent.
+fn with_nulls(mut object: Value, keys: &[&str]) -> Value {
+    for key in keys {
+        // Reading makes no entry; this does.
+        let value = &mut object[*key];
+        *value = value.take();
+    }
+    object
+}
+
 /// What runs, for those who may not look themselves.
 pub(super) fn list(layout: &Layout, all: bool) -> Option<Result<Vec<Value>, Failure>> {
-    if is_root() { None } else { ask(layout, |daemon| daemon.list(all)) }
+    let list = if is_root() { None } else { ask(layout, |daemon| daemon.list(all)) };
+    let whole = |row: Value| if row["leader"].is_null() { row } else { with_nulls(row, &["init", "ids"]) };
+    list.map(|list| list.map(|rows| rows.into_iter().map(whole).collect()))
 }
 
 /// What is known of one machine, for those who may not look themselves.
 pub(super) fn machine(layout: &Layout, name: &str) -> Option<Result<Value, Failure>> {
-    if is_root() { None } else { ask(layout, |daemon| daemon.machine(name)) }
+    let found = if is_root() { None } else { ask(layout, |daemon| daemon.machine(name)) };
+    let keys = ["definition", "ids", "init", "init-kind", "status"];
+    let whole = |machine: Value| if machine["leader"].is_null() { machine } else { with_nulls(machine, &keys) };
+    found.map(|found| found.map(whole))
 }
 
 /// Runs a command in a machine, for those who may not enter themselves.

@@ -18,7 +18,13 @@ use crate::sys::process;
 pub(super) struct Credentials {
     pub(super) uid: u32,
     pub(super) pid: i32,
+    /// In the group that may read.
+    pub(super) reader: bool,
 }
+
+/// Actions that change nothing.
+const READING: [&str; 3] =
+    ["org.machinist1.list", "org.freedesktop.machine1.inspect-machines", "org.freedesktop.machine1.inspect-images"];
 
 /// The caller as polkit knows it; several ways to say it if older versions do not understand the first.
 fn subjects(call: &Call) -> Vec<Subject> {
@@ -42,7 +48,7 @@ impl Daemon {
     /// Who called. Unique names are never given twice, so the answer is kept.
     pub(super) async fn credentials(&self, call: &Call) -> Outcome<Credentials> {
         if let Some(peer) = call.peer() {
-            return Ok(Credentials { uid: peer.uid, pid: peer.pid });
+            return Ok(Credentials { uid: peer.uid, pid: peer.pid, reader: false });
         }
         let sender = call.sender();
         if let Some(known) = self.callers().get(&sender) {
@@ -53,7 +59,9 @@ impl Daemon {
         let told = bus.get_connection_credentials(BusName::from(name)).await.map_err(Failure::failed)?;
         let uid = told.unix_user_id().ok_or_else(|| Failure::access_denied("The bus does not know your user."))?;
         let pid = told.process_id().and_then(|p| i32::try_from(p).ok()).unwrap_or(0);
-        let credentials = Credentials { uid, pid };
+        let groups = told.unix_group_ids().map(Vec::as_slice).unwrap_or_default();
+        let reader = self.read_group.is_some_and(|group| groups.contains(&group));
+        let credentials = Credentials { uid, pid, reader };
         let mut callers = self.callers();
         if callers.len() >= REMEMBERED {
             callers.clear();
@@ -80,7 +88,7 @@ impl Daemon {
         Err(Failure::access_denied(format!("{} is for root only.", call.member())))
     }
 
-    /// Lets root pass, and asks polkit about others.
+    /// Lets root pass, and the group of readers where nothing is changed, and asks polkit about others.
     ///
     /// `details` are shown to administrators and given to polkit's rules.
     pub(super) async fn authorise(
@@ -89,7 +97,8 @@ impl Daemon {
         action: &str,
         details: &[(&str, &str)],
     ) -> Outcome<()> {
-        if self.credentials(call).await?.uid == 0 {
+        let caller = self.credentials(call).await?;
+        if caller.uid == 0 || caller.reader && READING.contains(&action) {
             return Ok(());
         }
         let denied = || Failure::access_denied(format!("Permission denied: '{action}' is for root only."));

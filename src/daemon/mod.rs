@@ -81,6 +81,8 @@ pub struct Options {
     pub machine1: Machine1,
     /// Ends after so long without machines and calls; never by default.
     pub idle: Option<Duration>,
+    /// A group whose members may look at machines, also without polkit.
+    pub read_group: Option<u32>,
     /// Says one line, with its syslog priority (3 error, 4 warning, 6 information, 7 debugging).
     pub say: fn(u8, &str),
 }
@@ -124,6 +126,7 @@ struct Daemon {
     callers: Mutex<HashMap<String, Credentials>>,
     level: Mutex<Level>,
     last_call: Mutex<Instant>,
+    read_group: Option<u32>,
     operations: AtomicUsize,
     say: fn(u8, &str),
     quit: Event,
@@ -260,6 +263,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         callers: Mutex::default(),
         level: Mutex::new(Level::Info),
         last_call: Mutex::new(Instant::now()),
+        read_group: options.read_group,
         operations: AtomicUsize::new(0),
         say: options.say,
         quit: Event::new(),

@@ -144,18 +144,30 @@ async fn get(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
     call.reply(&to_dictionary(&machine))
 }
 
+/// The state of a machine that must be running, or what the command line says of one that is not.
+fn running(daemon: &Daemon, name: &str) -> Outcome<State> {
+    let parsed = MachineName::parse(name).map_err(Failure::invalid_args)?;
+    read(daemon, &parsed).ok_or_else(|| Failure::failed(format!("machine '{name}' is not running")))
+}
+
 async fn authorise(daemon: &Arc<Daemon>, call: &Call, name: &str, action: &str, verb: &str) -> Outcome<()> {
-    find(daemon, name)?;
     daemon.authorise(call, action, &[("machine", name), ("verb", verb)]).await
 }
 
 async fn start(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
+    // A name and nothing else: this program takes files, too.
+    MachineName::parse(name).map_err(Failure::invalid_args)?;
+    if !exists(daemon, name) {
+        let error = config::load(&daemon.layout, name).err().map(|e| e.render(false)).unwrap_or_default();
+        return Err(Failure::invalid_args(error.trim_start_matches("error: ").trim_end()));
+    }
     authorise(daemon, call, name, START, "start").await?;
     daemon.start(name).await?;
     call.reply(&())
 }
 
 async fn stop(daemon: &Arc<Daemon>, call: &Call, name: &str, timeout: u64) -> Outcome {
+    running(daemon, name)?;
     authorise(daemon, call, name, STOP, "stop").await?;
     let mut arguments = vec!["stop".to_owned()];
     // The greatest number stands for the machine's own.
@@ -169,6 +181,7 @@ async fn stop(daemon: &Arc<Daemon>, call: &Call, name: &str, timeout: u64) -> Ou
 }
 
 async fn restart(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
+    running(daemon, name)?;
     authorise(daemon, call, name, STOP, "restart").await?;
     let finished = daemon.run(&["reboot", "--", name]).await?;
     finished.check()?;

@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod boots;
+#[allow(dead_code, reason = "used as more tests come")]
+mod bus;
 mod cves;
 mod cycles;
 mod images;
@@ -9,6 +11,7 @@ mod isolation;
 mod kills;
 mod mounts;
 mod overlay;
+mod own;
 mod roots;
 mod small_tree;
 mod smoke;
