@@ -20,8 +20,8 @@ const LAYERS: [(&str, &[&str]); 12] = [
     ("image", &["spec", "sys", "host", "plan"]),
     ("supervisor", &["spec", "sys", "host", "bus", "plan", "rootfs", "cgroup", "image"]),
     // Of `supervisor` only what others may know, ask and enter. See `the_daemon_runs_no_machine`.
-    ("daemon", &["spec", "sys", "host", "plan", "config", "cgroup", "image", "supervisor"]),
-    ("cli", &["daemon", "spec", "sys", "host", "plan", "config", "rootfs", "cgroup", "image", "supervisor"]),
+    ("daemon", &["spec", "sys", "host", "bus", "plan", "config", "cgroup", "image", "supervisor"]),
+    ("cli", &["daemon", "spec", "sys", "host", "bus", "plan", "config", "rootfs", "cgroup", "image", "supervisor"]),
 ];
 
 /// What only some modules may use: words as they are written, and the modules.
