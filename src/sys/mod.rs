@@ -13,6 +13,7 @@ pub mod mount;
 pub mod path;
 pub mod process;
 pub mod socket;
+pub mod walk;
 
 use std::fmt;
 

@@ -9,7 +9,7 @@
 
 mod attributes;
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -18,8 +18,9 @@ use attributes::Kept;
 use rustix::fs::{FileType, OFlags, Stat};
 
 use crate::spec::{ID_RANGE_SIZE, IdRange};
-use crate::sys::inode::{self, Inode};
+use crate::sys::inode::Inode;
 use crate::sys::path::RootFd;
+use crate::sys::walk::{Next, Stopped, Visit, walk};
 use crate::sys::{self, Context, Errno};
 
 /// High bits of the root directory's owners while a tree is being changed; systemd-nspawn's value, so that
@@ -81,7 +82,7 @@ pub fn give_to(tree: &RootFd, range: IdRange, progress: &mut dyn FnMut(u64)) -> 
     if range.size != ID_RANGE_SIZE || !shift.is_multiple_of(ID_RANGE_SIZE) || shift >= UNFINISHED {
         return Err(ChownError::Range(range));
     }
-    let mut walk = Walk { shift, above: Vec::new(), names: Vec::new(), done: 0, progress };
+    let mut giver = Giver { shift, names: Vec::new(), done: 0, progress };
     let failed = |cause| ChownError::File { path: PathBuf::from("/"), cause };
     let stat = rustix::fs::fstat(tree).call(|| "fstat()".to_owned()).map_err(failed)?;
     if has_high_bits(&stat, shift) {
@@ -91,9 +92,9 @@ pub fn give_to(tree: &RootFd, range: IdRange, progress: &mut dyn FnMut(u64)) -> 
     let root = Inode::open_at(&dir, c".").map_err(failed)?;
     let root = root.ok_or(sys::Error { call: "openat2('.')".to_owned(), errno: Errno::ENOENT }).map_err(failed)?;
     root.set_owner(moved(stat.st_uid, UNFINISHED), moved(stat.st_gid, UNFINISHED)).map_err(failed)?;
-    walk.below(dir)?;
-    walk.give(&root).map_err(failed)?;
-    Ok(walk.done)
+    walk(dir, &mut giver).map_err(|Stopped { path, cause }| ChownError::File { path, cause })?;
+    giver.give(&root).map_err(failed)?;
+    Ok(giver.done)
 }
 
 fn moved(id: u32, shift: u32) -> u32 {
@@ -104,68 +105,22 @@ fn has_high_bits(stat: &Stat, shift: u32) -> bool {
     (moved(stat.st_uid, shift), moved(stat.st_gid, shift)) == (stat.st_uid, stat.st_gid)
 }
 
-/// A directory between the root and where the walk is.
-struct Level {
-    name: CString,
-    id: (u64, u64),
-    /// Directories in it that are still to be entered.
-    pending: Vec<CString>,
-}
-
-struct Walk<'a> {
+struct Giver<'a> {
     shift: u32,
-    above: Vec<Level>,
     /// Space for the names of attributes.
     names: Vec<u8>,
     done: u64,
     progress: &'a mut dyn FnMut(u64),
 }
 
-impl Walk<'_> {
-    /// Gives everything below `dir` away, holding one descriptor however deep the tree is.
-    fn below(&mut self, mut dir: OwnedFd) -> Result<(), ChownError> {
-        self.enter(&dir, CString::default())?;
-        while let Some(level) = self.above.last_mut() {
-            if let Some(name) = level.pending.pop() {
-                if let Some(next) = inode::open_dir(&dir, &name).map_err(|e| self.failed(&name, e))? {
-                    dir = next;
-                    self.enter(&dir, name)?;
-                }
-                continue;
-            }
-            self.above.pop();
-            if !self.above.is_empty() {
-                dir = self.leave(&dir).map_err(|e| self.failed(c"", e))?;
-            }
-        }
-        Ok(())
+impl Visit for Giver<'_> {
+    fn entry(&mut self, dir: &OwnedFd, name: &CStr) -> sys::Result<Next> {
+        let given = Inode::open_at(dir, name)?.map(|inode| self.give(&inode)).transpose()?;
+        Ok(if given == Some(FileType::Directory) { Next::Enter } else { Next::Pass })
     }
+}
 
-    /// Gives the entries of a directory away and notes the directories among them.
-    fn enter(&mut self, dir: &OwnedFd, name: CString) -> Result<(), ChownError> {
-        let read = identify(dir).and_then(|id| Ok((id, inode::names(dir)?)));
-        let (id, entries) = read.map_err(|e| self.failed(&name, e))?;
-        self.above.push(Level { name, id, pending: Vec::new() });
-        for entry in entries {
-            let given = Inode::open_at(dir, &entry).and_then(|inode| inode.map(|i| self.give(&i)).transpose());
-            let kind = given.map_err(|e| self.failed(&entry, e))?;
-            if let (Some(FileType::Directory), Some(level)) = (kind, self.above.last_mut()) {
-                level.pending.push(entry);
-            }
-        }
-        Ok(())
-    }
-
-    /// Goes back to the directory we came from, or nowhere.
-    fn leave(&self, dir: &OwnedFd) -> sys::Result<OwnedFd> {
-        let parent = inode::open_parent(dir)?;
-        let id = identify(&parent)?;
-        if self.above.last().is_some_and(|level| level.id == id) {
-            return Ok(parent);
-        }
-        Err(sys::Error { call: "leaving a directory that was moved meanwhile".to_owned(), errno: Errno::ESTALE })
-    }
-
+impl Giver<'_> {
     /// Gives one file away. Wherever this is interrupted, doing it again completes it.
     fn give(&mut self, inode: &Inode) -> sys::Result<FileType> {
         let stat = inode.stat()?;
@@ -238,23 +193,10 @@ impl Walk<'_> {
     fn has_attribute(&self, name: &CStr) -> bool {
         self.names.split(|byte| *byte == 0).any(|found| found == name.to_bytes())
     }
-
-    fn failed(&self, name: &CStr, cause: sys::Error) -> ChownError {
-        let above = self.above.iter().map(|level| level.name.as_c_str());
-        let mut path = PathBuf::from("/");
-        path.extend(above.chain([name]).filter(|n| !n.is_empty()).map(|n| n.to_string_lossy().into_owned()));
-        ChownError::File { path, cause }
-    }
 }
 
 fn unknown_form(attribute: &CStr) -> sys::Error {
     sys::Error { call: format!("reading the value of {}", attribute.to_string_lossy()), errno: Errno::EBADMSG }
-}
-
-/// Device and inode number, by which a directory is recognised.
-fn identify(dir: &OwnedFd) -> sys::Result<(u64, u64)> {
-    let stat = rustix::fs::fstat(dir).call(|| "fstat()".to_owned())?;
-    Ok((stat.st_dev, stat.st_ino))
 }
 
 #[cfg(test)]
