@@ -1,17 +1,32 @@
-//! Changes of whole images: name, mark of being read-only, limits.
+//! Changes of whole images: name, mark of being read-only, limits, and their end.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, IFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, RenameFlags};
 
 use super::lock::{self, ImageLock};
-use super::{HOST, Image, ImageError, ImageKind, Store, check_name};
-use crate::sys::{self, Context as _, Errno, block, btrfs};
+use super::{HOST, Image, ImageError, ImageKind, Store, check_name, delete};
+use crate::sys::walk::Stopped;
+use crate::sys::{self, Context as _, Errno, block, btrfs, process};
 
-/// Files beside an image that belong to it: settings of systemd-nspawn, and what verifies a disk.
-const BESIDE: [&str; 2] = [".nspawn", ".roothash"];
+/// What systemd-nspawn is to do with an image. Written by people, so never removed by us.
+const SETTINGS: &str = ".nspawn";
+/// What verifies a disk; of no use without it.
+const ROOT_HASH: &str = ".roothash";
+/// Files beside an image that go by its name.
+pub(super) const BESIDE: [&str; 2] = [SETTINGS, ROOT_HASH];
+
+/// Which images [`Store::clean`] removes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CleanMode {
+    /// Those whose names begin with `.`.
+    Hidden,
+    /// All.
+    All,
+}
 
 impl Store {
     /// Gives an image another name, with the files of its name beside it; replaces nothing.
@@ -89,14 +104,104 @@ impl Store {
         limit_subvolume(doing.to_owned(), &path, limit)
     }
 
+    /// Removes an image for good. Of a symlink, only that; settings that people wrote stay ([`Store::settings`]).
+    ///
+    /// The image is gone at once, under its name: what an interruption leaves is a temporary file, which the next
+    /// [`Store::clean`] removes.
+    pub fn remove(&self, name: &str) -> Result<(), ImageError> {
+        let image = self.get_own(name)?;
+        let _lock = ImageLock::exclusive(&self.layout, &image)?;
+        let _name = lock::take_name(&self.layout, name)?;
+        let failed = |cause| ImageError::call(format!("cannot remove image '{name}'"), cause);
+        let store = open_dir(&self.path()).map_err(failed)?;
+        let temporary = self.clear_temporary(&store, name)?;
+        let was_marked = Immutable::lift(&image).map_err(failed)?;
+        if let Err(cause) = rename(&image.path, &self.path().join(&temporary)) {
+            // The first failure is what the user needs.
+            let _ = was_marked.restore();
+            return Err(failed(cause));
+        }
+        self.remove_temporary(&store, &temporary, name)?;
+        match std::fs::remove_file(self.beside(name, ROOT_HASH)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            result => result.call(|| format!("unlink('{name}{ROOT_HASH}')")).map_err(failed),
+        }
+    }
+
+    /// Removes hidden or all images, but none in use and never the host; gives the name of each and the bytes that it
+    /// alone held. What an interrupted clone or removal left goes, too.
+    pub fn clean(&self, mode: CleanMode) -> Result<Vec<(String, Option<u64>)>, ImageError> {
+        self.remove_leftovers()?;
+        let mut removed = Vec::new();
+        for image in self.list()? {
+            if image.is_host() || (mode == CleanMode::Hidden && !image.is_hidden()) {
+                continue;
+            }
+            match self.remove(&image.name) {
+                Ok(()) => removed.push((image.name, image.usage_exclusive)),
+                Err(ImageError::InUse { .. } | ImageError::NoSuchImage(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Settings of systemd-nspawn for an image of this name, which nothing here removes.
+    pub fn settings(&self, name: &str) -> Vec<PathBuf> {
+        let file = format!("{name}{SETTINGS}");
+        let dirs = self.layout.nspawn_settings().into_iter().chain([self.path()]);
+        dirs.map(|dir| dir.join(&file)).filter(|path| path.exists()).collect()
+    }
+
+    /// Name under which an image is made or removed, of which nothing is left; the name's lock must be held.
+    pub(super) fn clear_temporary(&self, store: &OwnedFd, name: &str) -> Result<String, ImageError> {
+        let temporary = format!("{TEMPORARY}{name}");
+        self.remove_temporary(store, &temporary, name)?;
+        Ok(temporary)
+    }
+
+    /// Removes what is at a temporary name.
+    pub(super) fn remove_temporary(&self, store: &OwnedFd, temporary: &str, name: &str) -> Result<(), ImageError> {
+        let c_name = process::c_path(Path::new(temporary));
+        let removed = match c_name {
+            Ok(c_name) => delete::entry(store, &c_name),
+            Err(cause) => Err(Stopped { path: "/".into(), cause }),
+        };
+        removed.map_err(|Stopped { path, cause }| {
+            ImageError::call(format!("cannot remove '{}' of image '{name}'", path.display()), cause)
+        })
+    }
+
+    /// Removes what interrupted clones and removals left.
+    fn remove_leftovers(&self) -> Result<(), ImageError> {
+        let path = self.path();
+        let failed = |cause| ImageError::call("cannot look for what was left", cause);
+        let store = match open_dir(&path) {
+            Err(e) if e.errno == Errno::ENOENT => return Ok(()),
+            store => store.map_err(failed)?,
+        };
+        for entry in std::fs::read_dir(&path).call(|| format!("open('{}')", path.display())).map_err(failed)? {
+            let entry = entry.call(|| format!("getdents64('{}')", path.display())).map_err(failed)?.file_name();
+            let Some(temporary) = entry.to_str() else { continue };
+            // Whoever still works on it holds the name.
+            if let Some(name) = temporary.strip_prefix(TEMPORARY)
+                && check_name(name).is_ok()
+                && let Some(_lock) = lock::try_take_name(&self.layout, name).map_err(failed)?
+            {
+                self.remove_temporary(&store, temporary, name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// An image that may be changed: any but the host.
-    fn get_own(&self, name: &str) -> Result<Image, ImageError> {
+    pub(super) fn get_own(&self, name: &str) -> Result<Image, ImageError> {
         let image = self.get(name)?;
         if image.is_host() { Err(ImageError::ReadOnly(name.to_owned())) } else { Ok(image) }
     }
 
     /// Refuses a name that anything in the store has, image or not.
-    fn refuse_existing(&self, name: &str) -> Result<(), ImageError> {
+    pub(super) fn refuse_existing(&self, name: &str) -> Result<(), ImageError> {
         let is_there = |file: String| {
             let path = self.path().join(file);
             rustix::fs::statat(rustix::fs::CWD, &path, AtFlags::SYMLINK_NOFOLLOW).is_ok()
@@ -107,7 +212,7 @@ impl Store {
         Ok(())
     }
 
-    fn beside(&self, name: &str, suffix: &str) -> PathBuf {
+    pub(super) fn beside(&self, name: &str, suffix: &str) -> PathBuf {
         self.path().join(format!("{name}{suffix}"))
     }
 }
@@ -123,24 +228,28 @@ impl ImageKind {
     }
 }
 
+/// Beginning of the names of what is not an image yet, or no more: not one of systemd's, nor one that an image can
+/// have.
+const TEMPORARY: &str = ".#machinist.";
+
 /// Name of an image's file or directory.
-fn file_name(name: &str, kind: ImageKind) -> String {
+pub(super) fn file_name(name: &str, kind: ImageKind) -> String {
     if kind == ImageKind::Raw { format!("{name}.raw") } else { name.to_owned() }
 }
 
-fn rename(from: &Path, to: &Path) -> sys::Result<()> {
+pub(super) fn rename(from: &Path, to: &Path) -> sys::Result<()> {
     let cwd = rustix::fs::CWD;
     rustix::fs::renameat_with(cwd, from, cwd, to, RenameFlags::NOREPLACE)
         .call(|| format!("renameat2('{}', '{}')", from.display(), to.display()))
 }
 
-fn open_dir(path: &Path) -> sys::Result<OwnedFd> {
+pub(super) fn open_dir(path: &Path) -> sys::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).call(|| format!("open('{}')", path.display()))
 }
 
 /// Sets or takes the mark for which `chattr(1)` has the letter `i`.
-fn set_immutable(dir: &OwnedFd, immutable: bool) -> sys::Result<()> {
+pub(super) fn set_immutable(dir: &OwnedFd, immutable: bool) -> sys::Result<()> {
     let mut flags = rustix::fs::ioctl_getflags(dir).call(|| "ioctl(FS_IOC_GETFLAGS)".to_owned())?;
     if flags.contains(IFlags::IMMUTABLE) == immutable {
         return Ok(());
@@ -162,7 +271,10 @@ struct Immutable(Option<OwnedFd>);
 
 impl Immutable {
     fn lift(image: &Image) -> sys::Result<Self> {
-        if image.kind != ImageKind::Directory || !image.read_only {
+        // A symlink's name is its own.
+        let stat = rustix::fs::lstat(&image.path).call(|| format!("lstat('{}')", image.path.display()))?;
+        let is_directory = FileType::from_raw_mode(stat.st_mode).is_dir();
+        if image.kind != ImageKind::Directory || !image.read_only || !is_directory {
             return Ok(Self(None));
         }
         let dir = open_dir(&image.path)?;

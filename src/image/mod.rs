@@ -6,6 +6,9 @@
 //! descriptor. Nothing here knows a message bus, prints, or touches a machine's definition.
 
 mod change;
+mod clone;
+mod copy;
+mod delete;
 mod error;
 pub mod lock;
 mod look;
@@ -22,6 +25,9 @@ use crate::spec::Layout;
 use crate::sys::path::RootFd;
 use crate::sys::{Context as _, Errno, btrfs};
 
+pub use change::CleanMode;
+pub use clone::{CloneMethod, Cloned};
+pub use copy::{OnProgress, Progress};
 pub use error::ImageError;
 use lock::ImageLock;
 
@@ -241,7 +247,7 @@ impl Store {
 /// temporary file's.
 fn check_name(name: &str) -> Result<(), ImageError> {
     let rule = if name.is_empty() || name.len() > LONGEST_NAME {
-        "must have 1 to 245 bytes"
+        "must have 1 to 240 bytes"
     } else if matches!(name, "." | "..") || name.contains('/') {
         "must be a single component of a path"
     } else if name.chars().any(char::is_control) {
@@ -254,8 +260,8 @@ fn check_name(name: &str) -> Result<(), ImageError> {
     Err(ImageError::InvalidName { name: name.to_owned(), rule })
 }
 
-/// Leaves room for the names made from it: `.#NAME.raw.lck`.
-const LONGEST_NAME: usize = 245;
+/// Leaves room for the names made from it: `.#machinist.NAME` and `.#NAME.raw.lck`.
+const LONGEST_NAME: usize = 240;
 
 #[cfg(test)]
 mod tests;

@@ -55,6 +55,11 @@ impl Layout {
         self.at("/run/systemd/machines")
     }
 
+    /// Where administrators put settings of systemd-nspawn.
+    pub fn nspawn_settings(&self) -> [PathBuf; 2] {
+        ["/etc/systemd/nspawn", "/run/systemd/nspawn"].map(|p| self.at(p))
+    }
+
     /// Lock files of images, at the place and with the names of systemd's tools.
     pub fn image_locks(&self) -> PathBuf {
         self.at("/run/systemd/nspawn/locks")

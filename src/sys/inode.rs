@@ -4,10 +4,10 @@
 //! changed, whatever the name means by then. Opening runs no driver and waits for no writer (`O_PATH`).
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, RawDir, ResolveFlags, Stat, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, RawDir, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
 
 use super::{Context, Errno, Result};
 
@@ -18,10 +18,48 @@ const XATTR_MAX: usize = 65_536;
 #[derive(Debug)]
 pub struct Inode(OwnedFd);
 
+impl AsFd for Inode {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Inode {
     /// Opens an entry of `dir`; `None` if it is gone or another mount covers it.
     pub fn open_at(dir: impl AsFd, name: &CStr) -> Result<Option<Self>> {
         Ok(open(dir, name, OFlags::PATH)?.map(Self))
+    }
+
+    /// Takes a descriptor of the file, `O_PATH` or not.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// Opens the file's contents for reading; for regular files only, whose opening runs no driver.
+    pub fn open_contents(&self) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        rustix::fs::open(self.link(), flags, Mode::empty()).call(|| "open()".to_owned())
+    }
+
+    /// Where a symlink leads.
+    pub fn target(&self) -> Result<CString> {
+        rustix::fs::readlinkat(&self.0, "", Vec::new()).call(|| "readlinkat()".to_owned())
+    }
+
+    /// Sets the times of reading and of writing to those of another file.
+    pub fn set_times(&self, like: &Stat) -> Result<()> {
+        let time = |seconds, nanos: u64| Timespec { tv_sec: seconds, tv_nsec: nanos.try_into().unwrap_or(0) };
+        let times = Timestamps {
+            last_access: time(like.st_atime, like.st_atime_nsec),
+            last_modification: time(like.st_mtime, like.st_mtime_nsec),
+        };
+        rustix::fs::utimensat(&self.0, "", &times, AtFlags::EMPTY_PATH).call(|| "utimensat()".to_owned())
+    }
+
+    /// Another name for the file, in the directory `dir` of the same file system.
+    pub fn link_to(&self, dir: impl AsFd, name: &CStr) -> Result<()> {
+        rustix::fs::linkat(&self.0, "", dir, name, AtFlags::EMPTY_PATH)
+            .call(|| format!("linkat('{}')", name.to_string_lossy().escape_debug()))
     }
 
     /// Type, mode, owner and device.
@@ -56,6 +94,21 @@ impl Inode {
         rustix::fs::getxattr(self.link(), name, spare_capacity(&mut value))
             .call(|| format!("getxattr({})", name.to_string_lossy()))?;
         Ok(value)
+    }
+
+    /// Every extended attribute with its value; one that vanishes meanwhile is left out.
+    pub fn attributes(&self) -> Result<Vec<(CString, Vec<u8>)>> {
+        let mut list = Vec::new();
+        self.attribute_names(&mut list)?;
+        let mut attributes = Vec::new();
+        for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            let Ok(name) = CString::new(name) else { continue };
+            match self.attribute(&name) {
+                Err(e) if e.errno == Errno::ENODATA => {}
+                value => attributes.push((name, value?)),
+            }
+        }
+        Ok(attributes)
     }
 
     /// Makes or replaces an extended attribute; `false` where the file system has none of its kind.
@@ -94,6 +147,7 @@ pub fn open_parent(dir: impl AsFd) -> Result<OwnedFd> {
         .call(|| "openat('..')".to_owned())
 }
 
+/// Opens a file of `dir` by a path with no symlink on it; `None` if it is gone or on another mount.
 fn open(dir: impl AsFd, name: &CStr, flags: OFlags) -> Result<Option<OwnedFd>> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;

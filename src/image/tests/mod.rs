@@ -1,3 +1,5 @@
+mod cloning;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
@@ -72,14 +74,14 @@ fn finding_an_image_gives_what_the_list_gives() {
 fn names_that_no_image_can_have_are_refused_with_the_rule() {
     let (_dir, store) = store();
     let refused = |name: &str| store.find(name).unwrap_err().to_string();
-    assert_eq!(refused(""), "image name '' must have 1 to 245 bytes");
+    assert_eq!(refused(""), "image name '' must have 1 to 240 bytes");
     assert_eq!(refused("../web"), "image name '../web' must be a single component of a path");
     assert_eq!(refused(".."), "image name '..' must be a single component of a path");
     assert_eq!(refused("a\nb"), "image name 'a\\nb' may not hold control characters");
     assert_eq!(refused(".#x"), "image name '.#x' begins with `.#`, as only temporary files may");
     let long = "x".repeat(10_000);
-    assert_eq!(refused(&long), format!("image name '{}' must have 1 to 245 bytes", "x".repeat(80)));
-    assert_eq!(store.find(&"x".repeat(245)), Ok(None));
+    assert_eq!(refused(&long), format!("image name '{}' must have 1 to 240 bytes", "x".repeat(80)));
+    assert_eq!(store.find(&"x".repeat(240)), Ok(None));
 }
 
 #[test]
