@@ -17,6 +17,9 @@ pub struct CgroupFacts {
     pub mount: PathBuf,
     /// Our own group, beginning with a slash.
     pub own: String,
+    /// The unit of a service manager whose main process we are and whose groups below have been left to us
+    /// (`Delegate=yes`).
+    pub unit: Option<String>,
 }
 
 impl CgroupFacts {
@@ -42,6 +45,8 @@ pub struct HostFacts {
     pub kernel: (u32, u32),
     /// Capabilities a child could have (the bounding set).
     pub capabilities: u64,
+    /// systemd is this host's service manager (`sd_booted(3)`).
+    pub systemd: bool,
     /// cgroup2, if it is mounted anywhere.
     pub cgroup: Option<CgroupFacts>,
     /// The host's own os-release, as shown to machines in `/run/host/os-release`.
@@ -76,6 +81,7 @@ pub fn probe() -> Result<HostFacts> {
         privileged: rustix::process::geteuid().is_root() && capability_line(&status, "CapEff:") & CAP_SYS_ADMIN != 0,
         kernel: parse_kernel_version(&uts.release().to_string_lossy()),
         capabilities: capability_line(&status, "CapBnd:"),
+        systemd: Path::new("/run/systemd/system").is_dir(),
         cgroup: probe_cgroup()?,
         os_release,
     })
@@ -110,7 +116,24 @@ fn probe_cgroup() -> Result<Option<CgroupFacts>> {
             None => return Ok(None),
         },
     };
-    Ok(Some(CgroupFacts { mount, own: own.to_owned() }))
+    let facts = CgroupFacts { mount, own: own.to_owned(), unit: None };
+    // Set for what a unit executes itself, and inherited by all below that.
+    let main = std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
+    let unit = if main { delegated_unit(&facts) } else { None };
+    Ok(Some(CgroupFacts { unit, ..facts }))
+}
+
+/// The unit that the group left to us belongs to, if it was left to us and not only inherited.
+fn delegated_unit(facts: &CgroupFacts) -> Option<String> {
+    let group = facts.delegated();
+    let unit = group.rsplit('/').next().filter(|name| name.ends_with(".service") || name.ends_with(".scope"))?;
+    let path = facts.mount.join(group.trim_start_matches('/'));
+    let marked = |mark: &str| {
+        let mut value = [0; 8];
+        rustix::fs::getxattr(&path, mark, &mut value).is_ok_and(|len| &value[..len] == b"1")
+    };
+    // The first can be read by everybody and is the younger (systemd 251).
+    (marked("user.delegate") || marked("trusted.delegate")).then(|| unit.to_owned())
 }
 
 fn is_cgroup2(path: &Path) -> bool {
@@ -150,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_supervisor_group_delegates_its_parent() {
-        let facts = |own: &str| CgroupFacts { mount: "/".into(), own: own.into() };
+        let facts = |own: &str| CgroupFacts { mount: "/".into(), own: own.into(), unit: None };
         assert_eq!(facts("/machine.slice/m.service/supervisor").delegated(), "/machine.slice/m.service");
         assert_eq!(facts("/machine.slice/m.service/.control").delegated(), "/machine.slice/m.service");
         assert_eq!(facts("/user.slice/a.scope").delegated(), "/user.slice/a.scope");

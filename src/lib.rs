@@ -39,6 +39,7 @@
 //! | [`supervisor`] | the life of a machine, with its diagram |
 //! | [`mod@supervisor::prepare`], [`supervisor::launch`], [`supervisor::life`] | take what the host gives; make the processes; the poll loop and the end |
 //! | [`supervisor::child`], [`supervisor::handshake`] | the two children, and what they say |
+//! | `supervisor::group`, `supervisor::service` | whose the machine's group is; what its service manager is told |
 //! | `supervisor::registration` | the machine's entry in `org.freedesktop.machine1` |
 //! | [`supervisor::stop`] | each init's own way to be stopped and restarted |
 //! | [`supervisor::console`], [`supervisor::control`], [`supervisor::state`] | pty, log and viewers; requests; what others may know |
@@ -81,8 +82,9 @@
 //! - **No second thread in a supervisor**: it forks, and its children use its memory until they execute.
 //! - **No I/O, clock or environment in [`plan`]**, and no decision after it.
 //! - **No process is moved between control groups.** A move waits until every processor has passed through the
-//!   scheduler (about 10 ms); all are born where they belong (`CLONE_INTO_CGROUP`). One exception, where nobody
-//!   waits: a background supervisor leaves its group at its very end, so that the group can be removed.
+//!   scheduler (about 10 ms); all are born where they belong (`CLONE_INTO_CGROUP`). Exceptions: a background supervisor
+//!   leaves its group at its very end, where nobody waits, so that the group can be removed; and `run` from a shell on
+//!   a host with systemd moves into the machine's scope, as does a unit's main process below it before systemd 254.
 //! - **No chown of a tree** unless a definition asks for it.
 //! - **No host object without a name made from the machine's.** Guards do not run on SIGKILL; `reap` and the next start
 //!   find leftovers by name.
@@ -99,9 +101,12 @@
 //!   Since such a child cannot mount what belongs to its namespaces, a process that shares its memory does, in
 //!   a mount namespace made for that.
 //! - **A reboot is a turn of a loop in the supervisor**, not a new execution or exit status 133: locks, ids, viewers
-//!   of the console and its log go on without a gap.
-//! - **`run` stays in its caller's control group**; only `start` gives the supervisor one. Moving the caller's process
-//!   would cost the wait named above, and take it from where its service manager put it.
+//!   of the console and its log go on without a gap, and nobody can take the machine's place meanwhile. Under a unit
+//!   too: no supervisor ends with 133, and a payload that does is said to have failed with 1, as systemd-nspawn has
+//!   it. A unit would start a machine again (`RestartForceExitStatus=133`) that has not asked for it.
+//! - **A machine is a unit where systemd is**: the one whose main process its supervisor is, if that has `Delegate=`,
+//!   else a scope, since groups below other units are not ours. Elsewhere `run` stays in its caller's control group,
+//!   and only `start` gives the supervisor one.
 //! - **Ephemeral uppers are a tmpfs** of the machine's mount namespace, not a directory that somebody must remove.
 //! - **[`config`] knows the words of [`plan::seccomp`]**, so that a wrong one is refused with its line in the file.
 

@@ -68,6 +68,13 @@ impl Errand {
     }
 }
 
+impl Errand {
+    /// Waits for the child to end by itself.
+    pub(super) fn wait(&self) -> sys::Result<()> {
+        process::wait_pidfd(&self.child, true).map(drop)
+    }
+}
+
 impl Drop for Errand {
     fn drop(&mut self) {
         // It may have ended by itself; either way it is reaped, and a killed one cannot keep us waiting.

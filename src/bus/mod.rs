@@ -10,6 +10,7 @@
 mod errand;
 pub mod machine1;
 pub mod machinist1;
+pub mod systemd1;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -62,7 +63,7 @@ pub enum BusError {
     },
     /// No answer within the limit.
     TimedOut(Duration),
-    /// There is a machine of that name.
+    /// There is a machine or a unit of that name.
     Exists(String),
     /// There is, it is alive, and these are its manager and leader.
     Taken {
@@ -187,7 +188,7 @@ fn failed(call: &str, error: &zbus::Error) -> BusError {
 fn answered(call: &str, name: &str, text: &str) -> BusError {
     let call = call.to_owned();
     let why = if text.is_empty() { name.to_owned() } else { text.lines().collect::<Vec<_>>().join(" ") };
-    if name == machine1::EXISTS {
+    if [machine1::EXISTS, systemd1::EXISTS].contains(&name) {
         return BusError::Exists(why);
     }
     match name.strip_prefix("org.freedesktop.DBus.Error.") {

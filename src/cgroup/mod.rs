@@ -1,9 +1,10 @@
 //! The machine's control group: `payload/`, where the machine lives, and `supervisor/` for a background
 //! supervisor, below one group of the machine's own.
 //!
-//! Nobody is ever moved between groups: the payload and a background supervisor are born in theirs
-//! (`CLONE_INTO_CGROUP`), because the kernel's move of a process waits for an RCU grace period, about 10 ms, and
-//! stops every fork of the host meanwhile. Files that set limits stay the host's; only what
+//! The payload and a background supervisor are born in their groups (`CLONE_INTO_CGROUP`), because the kernel's move
+//! of a process waits for an RCU grace period, about 10 ms, and stops every fork of the host meanwhile. The one
+//! above is ours, or that of the unit which the machine is to systemd: then the kernel's rule that a group with
+//! controllers for its children has no processes itself has the supervisor in `supervisor/`, too. Files that set limits stay the host's; only what
 //! `cgroups(7)` lists for delegation is given to the machine's root.
 
 mod usage;
@@ -27,6 +28,8 @@ pub struct MachineGroup {
     path: PathBuf,
     dir: OwnedFd,
     payload: OwnedFd,
+    /// Whose the group is, if it is not ours to remove.
+    unit: Option<String>,
 }
 
 /// Files of the payload's group that belong to the machine's root.
@@ -91,6 +94,13 @@ impl MachineGroup {
         Self::fill(&path, owner, supervisor).inspect_err(|_| drop(remove(&path)))
     }
 
+    /// Makes the payload's group below that of a unit, whose processes are all in [`make_supervisor`]'s group.
+    pub fn in_unit(path: &Path, unit: &str, owner: u32) -> Result<Self> {
+        remove(&path.join("payload"))?;
+        let group = Self::fill(path, owner, false)?;
+        Ok(Self { unit: Some(unit.to_owned()), ..group })
+    }
+
     fn fill(path: &Path, owner: u32, supervisor: bool) -> Result<Self> {
         let dir = open_dir(rustix::fs::CWD, path)?;
         let controllers = read_at(&dir, "cgroup.controllers")?;
@@ -103,13 +113,18 @@ impl MachineGroup {
                 .call(|| format!("mkdir cgroup '{}/{name}'", path.display()))?;
         }
         let payload = open_payload(&dir, owner)?;
-        Ok(Self { path: path.to_owned(), dir, payload })
+        Ok(Self { path: path.to_owned(), dir, payload, unit: None })
     }
 
     /// Lets the payload of this boot use only these character devices.
     pub fn allow_devices(&self, list: &[(u32, Option<u32>)]) -> Result<()> {
         let list: Vec<CharDevice> = list.iter().map(|&(major, minor)| CharDevice { major, minor }).collect();
         bpf::allow_only(&self.payload, &list)
+    }
+
+    /// The unit whose group the machine's is; `None` if it is our own.
+    pub fn unit(&self) -> Option<&str> {
+        self.unit.as_deref()
     }
 
     /// Where the machine's group is on the host.
@@ -138,18 +153,36 @@ impl MachineGroup {
 
     /// Kills everything in the payload's group and removes what can be removed.
     ///
-    /// The supervisor's own group cannot go while it is in it; see [`leave`].
+    /// The supervisor's own group cannot go while it is in it; see [`leave`]. A unit's group goes with its unit.
     pub fn release(self) -> Result<()> {
-        remove(&self.path)
+        clear(&self.path, self.unit.is_some())
     }
+}
+
+/// Kills and removes what is left of the machine whose group is at `path`; of a unit's group only what is below
+/// `payload/`, since all else is its service manager's.
+pub fn clear(path: &Path, unit: bool) -> Result<()> {
+    if unit { remove(&path.join("payload")) } else { remove(path) }
+}
+
+/// Makes the group of a supervisor below its unit's, unless the service manager has (`DelegateSubgroup=`).
+pub fn make_supervisor(unit: &Path) -> Result<PathBuf> {
+    let path = unit.join("supervisor");
+    match make_dir(&path) {
+        Err(e) if e.errno != Errno::EEXIST => Err(e),
+        _ => Ok(path),
+    }
+}
+
+/// Moves the calling process into the group at `path`.
+pub fn enter(path: &Path) -> Result<()> {
+    write_at(open_dir(rustix::fs::CWD, path)?, "cgroup.procs", "0")
 }
 
 /// Moves the calling process out of a machine's `supervisor/` group to the group above the machine's, so that
 /// it can be removed.
 pub fn leave(machine: &Path) -> Result<()> {
-    let parent = machine.parent().unwrap_or(machine);
-    let dir = open_dir(rustix::fs::CWD, parent)?;
-    write_at(&dir, "cgroup.procs", "0")
+    enter(machine.parent().unwrap_or(machine))
 }
 
 fn make_dir(path: &Path) -> Result<()> {

@@ -118,6 +118,7 @@ fn describe(machine: &Value) -> String {
         line("Ids", Some(ids.map_or("the host's".into(), |(shift, size)| format!("{shift}..{}", shift + size))));
         let private = machine["private-network"].as_bool() == Some(true);
         line("Network", Some(if private { "private" } else { "the host's" }.into()));
+        line("Unit", word("unit"));
         line("Cgroup", word("cgroup"));
         let usage = &machine["usage"];
         line("Tasks", number(&usage["tasks"]).map(|tasks| tasks.to_string()));

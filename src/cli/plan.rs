@@ -5,7 +5,7 @@ use std::io::{IsTerminal as _, Write};
 
 use super::config::{self as face, ShowError, ShowStyle};
 use super::output::{self, Failure, written};
-use crate::plan::{self, IdPlan, Plan, TreePlan, privileges, seccomp};
+use crate::plan::{self, IdPlan, Plan, TreePlan, UnitPlan, privileges, seccomp};
 use crate::spec::{InitKind, Layout, Ownership, Payload, Ready, Register, Volatile};
 use crate::{config, host};
 
@@ -92,7 +92,12 @@ pub fn describe(plan: &Plan) -> String {
     if plan.privileges.device_filter {
         line("devices", "only those of /dev, by a filter on the control group");
     }
-    line("cgroup", &format!("{}{}/payload", plan.cgroup.mount.display(), plan.cgroup.group));
+    let whose = match &plan.cgroup.unit {
+        UnitPlan::None => String::new(),
+        UnitPlan::Own(unit) => format!(", of the unit {unit} that we are"),
+        UnitPlan::Scope(unit) => format!(", of the scope {unit} that systemd makes"),
+    };
+    line("cgroup", &format!("{}{}/payload{whose}", plan.cgroup.mount.display(), plan.cgroup.group));
     line("console", &describe_console(plan));
     line("exec", &describe_exec(plan));
     for (index, (key, value)) in plan.exec.environment.iter().enumerate() {

@@ -9,11 +9,11 @@ pub mod privileges;
 pub mod seccomp;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::host::HostFacts;
+use crate::host::{CgroupFacts, HostFacts};
 use crate::spec::{
     Clock, Console, IdRange, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Ownership, Payload, Ready,
     Register, RootSource, Upper, UserMode, Volatile,
@@ -131,6 +131,20 @@ pub struct CgroupPlan {
     pub mount: PathBuf,
     /// The machine's group, beginning with a slash; `supervisor` and `payload` are made in it.
     pub group: String,
+    /// Whose it is.
+    pub unit: UnitPlan,
+}
+
+/// Whose the machine's control group is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnitPlan {
+    /// Ours.
+    None,
+    /// The unit's whose main process the supervisor is.
+    Own(String),
+    /// A scope's, which the service manager makes for it; the group is where that is expected.
+    Scope(String),
 }
 
 /// What runs as PID 1 and what it is told.
@@ -217,7 +231,6 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
     let root = plan_root(spec, layout);
     let mounts = mounts::plan(spec, namespaces, layout);
     check_uppers(&root, &mounts)?;
-    let parent = spec.cgroup_parent.as_deref().unwrap_or_else(|| cgroup.delegated()).trim_end_matches('/');
     let seccomp =
         SyscallPolicy { allow: spec.security.seccomp_allow.clone(), deny: spec.security.seccomp_deny.clone() };
     Ok(Plan {
@@ -235,10 +248,7 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         mounts,
         privileges: privileges::plan(&spec.security, namespaces, available(namespaces, facts)),
         seccomp,
-        cgroup: CgroupPlan {
-            mount: cgroup.mount.clone(),
-            group: format!("{parent}/{}", layout.cgroup_name(&spec.name)),
-        },
+        cgroup: plan_cgroup(spec, facts.systemd, cgroup, layout),
         console: spec.console,
         exec: Exec {
             payload: spec.boot.payload.clone(),
@@ -250,6 +260,32 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         },
         notes: notes(spec, facts, namespaces),
     })
+}
+
+/// A unit of the machine's own is its group; where there is none, systemd is asked for a scope, because groups below
+/// other units are not ours. What a definition says goes before all that.
+fn plan_cgroup(spec: &MachineSpec, systemd: bool, cgroup: &CgroupFacts, layout: &Layout) -> CgroupPlan {
+    let mount = cgroup.mount.clone();
+    let name = layout.cgroup_name(&spec.name);
+    if let Some(parent) = &spec.cgroup_parent {
+        let group = format!("{}/{name}", parent.trim_end_matches('/'));
+        return CgroupPlan { mount, group, unit: UnitPlan::None };
+    }
+    if let Some(unit) = &cgroup.unit {
+        return CgroupPlan { mount, group: cgroup.delegated().to_owned(), unit: UnitPlan::Own(unit.clone()) };
+    }
+    // systemd knows nothing of other roots.
+    if systemd && layout.root() == Path::new("/") {
+        let unit = format!("{name}.scope");
+        return CgroupPlan { mount, group: format!("/machine.slice/{unit}"), unit: UnitPlan::Scope(unit) };
+    }
+    below_own(cgroup, layout, &spec.name)
+}
+
+/// The machine's group below the one we run in.
+pub fn below_own(cgroup: &CgroupFacts, layout: &Layout, name: &MachineName) -> CgroupPlan {
+    let group = format!("{}/{}", cgroup.delegated().trim_end_matches('/'), layout.cgroup_name(name));
+    CgroupPlan { mount: cgroup.mount.clone(), group, unit: UnitPlan::None }
 }
 
 /// Capabilities that can be given: a new user namespace begins with all, the host's own are bounded.

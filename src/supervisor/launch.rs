@@ -139,6 +139,7 @@ fn state(prepared: &Prepared, leader: i32, init: Option<String>, init_kind: Opti
         private_network: plan.namespaces.network,
         own_clock: plan.namespaces.time,
         cgroup: prepared.group.path().to_owned(),
+        unit: prepared.group.unit().map(str::to_owned),
         capabilities: plan.privileges.capabilities,
         no_new_privileges: plan.privileges.no_new_privileges,
         seccomp: plan.seccomp.clone(),

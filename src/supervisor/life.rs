@@ -12,8 +12,10 @@ use super::console::{Event, Token};
 use super::control::{self, Answer};
 use super::enter::{self, Command, Stdio};
 use super::prepare::Prepared;
+use super::service::ServiceManager;
 use super::state::{Phase, State};
 use super::stop::{self, Request, Way};
+use crate::bus::systemd1::STOP_SIGNAL;
 use crate::cgroup;
 use crate::spec::{InitKind, Ready};
 use crate::sys::process::{self, Ended as ProcessEnded};
@@ -30,9 +32,13 @@ pub struct Exit {
     pub killed: bool,
 }
 
-/// Signals that concern the supervisor.
-pub(super) const SIGNALS: [Signal; 5] =
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGWINCH];
+/// Signals that concern the supervisor; SIGURG is [`STOP_SIGNAL`].
+pub(super) const SIGNALS: [Signal; 6] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGWINCH, Signal::SIGURG];
+
+/// Exit status of a supervisor that wants its unit to start the machine again. It never does, as it starts the machine
+/// again itself; so a payload that ends with this status must not be taken for one that wants that.
+const REBOOT: u8 = 133;
 
 /// A machine whose payload has been executed.
 #[derive(Debug)]
@@ -41,6 +47,7 @@ pub(super) struct Running {
     leader: OwnedFd,
     notify: OwnedFd,
     state: State,
+    manager: ServiceManager,
     ready: bool,
     stop: Option<Stopping>,
     /// Connections that wait for the machine to end.
@@ -112,6 +119,7 @@ impl Running {
             leader,
             notify,
             state,
+            manager: ServiceManager::of_environment(),
             ready: false,
             stop: None,
             waiting: Vec::new(),
@@ -143,6 +151,7 @@ impl Running {
                 }
             }
             self.callers.retain(Option::is_some);
+            self.manager.beat();
             match process::wait_pidfd(&self.leader, false) {
                 Ok(Some(ended)) => break ended,
                 Ok(None) => {
@@ -204,8 +213,8 @@ impl Running {
         let idle = (!self.trimmed).then_some(Duration::from_millis(500));
         let asking = |s: &Stopping| s.ask_at.filter(|_| s.command.is_none() && !s.killed);
         let stop = self.stop.iter().flat_map(|s| [s.deadline, asking(s)]).flatten();
-        let stop = stop.map(|at| at.saturating_duration_since(Instant::now()));
-        match idle.into_iter().chain(stop).min() {
+        let at = stop.chain(self.manager.due()).map(|at| at.saturating_duration_since(Instant::now()));
+        match idle.into_iter().chain(at).min() {
             Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
         }
@@ -218,11 +227,11 @@ impl Running {
                     // A terminal that is gone has no size.
                     let _ = console.resize_to_terminal();
                 }
-            } else if self.stop.is_some() {
+            } else if self.stop.is_none() {
+                self.begin(Request::Poweroff, None);
+            } else if info.ssi_signo != STOP_SIGNAL.unsigned_abs() {
                 // Asked twice: now.
                 self.kill();
-            } else {
-                self.begin(Request::Poweroff, None);
             }
         }
     }
@@ -266,7 +275,7 @@ impl Running {
             // Whoever went away does not need it.
             let _ = control::send(&connection, &Answer::Rebooted { killed });
         }
-        tell_service_manager(&format!("READY=1\nSTATUS=Machine running.\nX_NSPAWN_LEADER_PID={}", self.state.leader));
+        self.manager.tell(&format!("READY=1\nSTATUS=Machine running.\nX_NSPAWN_LEADER_PID={}", self.state.leader));
     }
 
     fn save(&self) {
@@ -337,7 +346,7 @@ impl Running {
         self.save();
         // A frozen init hears nothing.
         let _ = cgroup::freeze(&self.state.cgroup, false);
-        tell_service_manager(&match request {
+        self.manager.tell(&match request {
             Request::Poweroff => {
                 // The service manager's own limit must not be shorter than the machine's.
                 let time = limit.unwrap_or(FOR_EVER).min(FOR_EVER).saturating_add(LAST_STEPS).as_micros();
@@ -439,6 +448,7 @@ impl Running {
             ProcessEnded::Exited(_) if no_init && reboot_asked => (0, true),
             ProcessEnded::Exited(code) => (code, false),
         };
+        let status = if status == REBOOT { 1 } else { status };
         if let Some(console) = &mut self.prepared.console {
             console.drain(Duration::from_millis(500));
         }
@@ -468,12 +478,5 @@ impl Ended {
     /// Makes the control group anew and keeps all else, ids and console included.
     pub(super) fn again(self) -> Result<Prepared, MachineError> {
         self.prepared.renew()
-    }
-}
-
-fn tell_service_manager(text: &str) {
-    if let Ok(address) = std::env::var("NOTIFY_SOCKET") {
-        // It may have gone; the machine does not depend on it.
-        let _ = socket::notify(&address, text);
     }
 }

@@ -18,12 +18,14 @@ pub mod child;
 pub mod console;
 pub mod control;
 pub mod enter;
+mod group;
 pub mod handshake;
 pub mod launch;
 pub mod life;
 pub mod prepare;
 mod registration;
 pub mod seal;
+mod service;
 pub mod state;
 pub mod stop;
 mod stub;
@@ -31,10 +33,11 @@ mod stub;
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::bus::systemd1::Scope;
 use crate::cgroup;
 use crate::host::HostFacts;
 use crate::image;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Plan, UnitPlan};
 use crate::rootfs::StepError;
 use crate::rootfs::idmap::{self, IdMapError};
 use crate::spec::{Layout, MachineName, MachineSpec, UserMode};
@@ -139,6 +142,8 @@ impl Prepared {
     /// Runs the machine until it is powered off; starts it again as often as it reboots.
     pub fn run(self) -> Result<Exit, MachineError> {
         let mut prepared = self;
+        // Whoever runs this is in the machine's group by now.
+        prepared.scope.take().into_iter().for_each(Scope::go);
         // Before the first child: what comes while the machine is made stops it in order afterwards.
         let signals = match process::signal_fd(&life::SIGNALS) {
             Ok(signals) => signals,
@@ -190,14 +195,15 @@ pub fn reap(
     };
     let last = run_dir.left_over();
     let planned = spec.and_then(|spec| plan::build(spec, facts, layout).ok());
-    let groups = last.iter().map(|state| state.cgroup.clone());
     for path in planned.iter().flat_map(prepare::locked_directories) {
         image::lock::reap(layout, path).map_err(doing)?;
     }
-    let groups = groups.chain(planned.map(|p| cgroup::host_path(&p.cgroup)));
-    for path in groups.chain(prepare::default_cgroup(layout, facts, name)) {
-        found |= path.exists();
-        cgroup::remove(&path).map_err(doing)?;
+    let groups = last.iter().map(|state| (state.cgroup.clone(), state.unit.is_some()));
+    let groups = groups.chain(planned.map(|p| (cgroup::host_path(&p.cgroup), p.cgroup.unit != UnitPlan::None)));
+    let ours = prepare::default_cgroup(layout, facts, name).map(|path| (path, false));
+    for (path, unit) in groups.chain(ours) {
+        found |= !unit && path.exists();
+        cgroup::clear(&path, unit).map_err(doing)?;
     }
     let ranges = last.and_then(|state| state.ids).map(UserMode::Range);
     for mode in ranges.into_iter().chain(spec.map(|s| s.users.mode)).chain([UserMode::Auto]) {

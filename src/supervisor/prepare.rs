@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Mode as FileMode;
 
 use super::console::{self, LogFile};
+use super::group::Group;
 use super::registration::Unregistering;
 use super::state::{RunDir, RunDirError, make_private_dir};
 use super::{Job, MachineError, control};
+use crate::bus::BusError;
+use crate::bus::systemd1::Scope;
 use crate::cgroup::{self, MachineGroup};
 use crate::host::HostFacts;
 use crate::image::lock::{Beside, ImageLock};
 use crate::plan::mounts::MountOp;
-use crate::plan::{CgroupPlan, IdPlan, OverlayPlan, Plan, TreePlan, UpperPlan};
+use crate::plan::{IdPlan, OverlayPlan, Plan, TreePlan, UpperPlan, below_own};
 use crate::rootfs::chown;
 use crate::rootfs::idmap::{self, IdRangeLock};
 use crate::rootfs::{Doing as _, HeldTree, StepError, Use};
@@ -35,6 +38,8 @@ pub struct Prepared {
     pub(super) filter: Vec<FilterInsn>,
     pub(super) control: OwnedFd,
     pub(super) group: MachineGroup,
+    /// Keeps the machine's scope until the supervisor is in it.
+    pub(super) scope: Option<Scope>,
     /// Kept over reboots.
     pub(super) console: Option<console::Console>,
     pub(super) report: Option<OwnedFd>,
@@ -42,6 +47,8 @@ pub struct Prepared {
     pub(super) wait_for_boot: Vec<OwnedFd>,
     /// The host's table of machines may have an entry of it.
     pub(super) registered: bool,
+    /// Why there is no bus, if that has been said already.
+    pub(super) no_bus: Option<BusError>,
     /// What whoever waits for the machine is told with the good news.
     pub(super) warnings: Vec<String>,
     /// The last boot did not end in time.
@@ -64,7 +71,7 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
         }
     };
     match prepare_rest(&job, &run_dir) {
-        Ok((ids, (held, overlays, images), filter, control, group)) => Ok(Prepared {
+        Ok((ids, (held, overlays, images), filter, control, Group { group, scope, no_bus })) => Ok(Prepared {
             job,
             run_dir,
             ids,
@@ -74,6 +81,8 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
             filter,
             control,
             group,
+            scope,
+            no_bus,
             console: None,
             report: None,
             wait_for_boot: Vec::new(),
@@ -90,12 +99,13 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
 }
 
 type Trees = (HeldTree, Vec<HeldTree>, Vec<ImageLock>);
-type Rest = (Option<IdRangeLock>, Trees, Vec<FilterInsn>, OwnedFd, MachineGroup);
+type Rest = (Option<IdRangeLock>, Trees, Vec<FilterInsn>, OwnedFd, Group);
 
 fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     let plan = &job.plan;
     if let Some(stale) = run_dir.left_over() {
-        cgroup::remove(&stale.cgroup).doing(|| "cannot clear the machine's last life away".into())?;
+        cgroup::clear(&stale.cgroup, stale.unit.is_some())
+            .doing(|| "cannot clear the machine's last life away".into())?;
     }
     let state_dir = job.layout.state_dir(&plan.name);
     make_private_dir(&state_dir).doing(|| "cannot make the machine's state directory".into())?;
@@ -116,20 +126,7 @@ fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     let filter = filter.into_iter().map(Into::into).collect();
     let control = listen(run_dir).doing(|| "cannot listen for requests".into())?;
     let owner = range.map_or(0, |r| r.shift);
-    let group = MachineGroup::create(&plan.cgroup, owner, job.background).map_err(|cause| {
-        let hint = match cause.errno {
-            sys::Errno::EACCES | sys::Errno::EPERM | sys::Errno::EROFS => {
-                Some("this group is not delegated to us; name one that is with `[cgroup] parent`")
-            }
-            sys::Errno::EBUSY => Some("the group above holds processes; name an empty one with `[cgroup] parent`"),
-            _ => None,
-        };
-        StepError {
-            doing: "cannot make the machine's control group".into(),
-            cause: Some(cause),
-            hint: hint.map(Into::into),
-        }
-    })?;
+    let group = Group::make(job, owner)?;
     Ok((ids, (held, overlays, images), filter, control, group))
 }
 
@@ -222,9 +219,7 @@ pub(super) fn locked_directories(plan: &Plan) -> impl Iterator<Item = &Path> {
 /// Where a machine's group would be if nothing else is said.
 pub(super) fn default_cgroup(layout: &Layout, facts: &HostFacts, name: &MachineName) -> Option<PathBuf> {
     let cgroup = facts.cgroup.as_ref()?;
-    let parent = cgroup.delegated().trim_end_matches('/');
-    let plan = CgroupPlan { mount: cgroup.mount.clone(), group: format!("{parent}/{}", layout.cgroup_name(name)) };
-    Some(cgroup::host_path(&plan))
+    Some(cgroup::host_path(&below_own(cgroup, layout, name)))
 }
 
 impl Prepared {
@@ -296,7 +291,7 @@ impl Prepared {
         drop(self.console);
         drop(self.control);
         let path = self.group.path().to_owned();
-        if self.job.background {
+        if self.job.background && self.group.unit().is_none() {
             // Where we cannot leave our own group it cannot be removed, which the next line reports.
             let _ = cgroup::leave(&path);
         }

@@ -79,6 +79,10 @@ impl Registering {
             };
             return Err(StepError::refused(format!("cannot register it: {error}")).hint(hint).into());
         }
+        if prepared.no_bus.as_ref() == Some(&error) {
+            // Said once.
+            return Ok(());
+        }
         let warning = format!("machine '{}' is not registered: {error}", plan.name);
         prepared.warn(warning);
         Ok(())

@@ -67,6 +67,9 @@ pub struct State {
     pub own_clock: bool,
     /// Its control group on the host.
     pub cgroup: PathBuf,
+    /// The unit whose group that is; unset if it is ours.
+    #[serde(default)]
+    pub unit: Option<String>,
     /// Mask of its capabilities.
     pub capabilities: u64,
     /// Whether setuid programs have no effect.

@@ -9,7 +9,7 @@ use insta::{Settings, assert_snapshot};
 use machinist::cli::plan::describe;
 use machinist::config;
 use machinist::host::{CgroupFacts, HostFacts};
-use machinist::plan::{self, Plan, PlanError};
+use machinist::plan::{self, Plan, PlanError, UnitPlan};
 use machinist::spec::Layout;
 
 use crate::config::files;
@@ -22,8 +22,10 @@ fn privileged() -> HostFacts {
         capabilities: (1 << 41) - 1,
         cgroup: Some(CgroupFacts {
             mount: "/sys/fs/cgroup".into(),
-            own: "/machine.slice/machinist.service/supervisor".into(),
+            own: "/machine.slice/machinist@web.service/supervisor".into(),
+            unit: Some("machinist@web.service".into()),
         }),
+        systemd: true,
         os_release: "ID=debian\nVERSION_ID=\"13\"\n".into(),
     }
 }
@@ -34,7 +36,8 @@ fn rootless() -> HostFacts {
         privileged: false,
         kernel: (5, 19),
         capabilities: 0,
-        cgroup: Some(CgroupFacts { mount: "/sys/fs/cgroup/unified".into(), own: "/".into() }),
+        cgroup: Some(CgroupFacts { mount: "/sys/fs/cgroup/unified".into(), own: "/".into(), unit: None }),
+        systemd: false,
         os_release: String::new(),
     }
 }
@@ -83,6 +86,26 @@ fn a_plan_does_not_depend_on_the_moment() {
     for file in files("machines") {
         assert_eq!(planned(&file, &privileged()), planned(&file, &privileged()));
     }
+}
+
+#[test]
+fn the_control_group_is_the_units_or_a_scopes_or_ours() {
+    let spec = config::load(&Layout::new("/"), "machines/try.toml").unwrap_or_else(|e| panic!("{e}")).spec;
+    let group = |unit: Option<&str>, systemd: bool, root: &str| {
+        let own = "/user.slice/session-1.scope".to_owned();
+        let cgroup = CgroupFacts { mount: "/sys/fs/cgroup".into(), own, unit: unit.map(Into::into) };
+        let facts = HostFacts { systemd, cgroup: Some(cgroup), ..privileged() };
+        let plan = plan::build(&spec, &facts, &Layout::new(root)).unwrap_or_else(|e| panic!("{e}"));
+        (plan.cgroup.group, plan.cgroup.unit)
+    };
+    let scope = UnitPlan::Scope("machinist-try.scope".into());
+    assert_eq!(group(None, true, "/"), ("/machine.slice/machinist-try.scope".into(), scope));
+    let own = UnitPlan::Own("session-1.scope".into());
+    assert_eq!(group(Some("session-1.scope"), true, "/"), ("/user.slice/session-1.scope".into(), own));
+    assert_eq!(group(None, false, "/"), ("/user.slice/session-1.scope/machinist-try".into(), UnitPlan::None));
+    let (elsewhere, unit) = group(None, true, "/elsewhere");
+    assert!(elsewhere.starts_with("/user.slice/session-1.scope/machinist-try-"), "{elsewhere}");
+    assert_eq!(unit, UnitPlan::None, "systemd does not know of another root");
 }
 
 #[test]
