@@ -45,6 +45,7 @@
 //! | [`supervisor::console`], [`supervisor::control`], [`supervisor::state`] | pty, log and viewers; requests; what others may know |
 //! | [`supervisor::enter`] | commands in a running machine |
 //! | [`supervisor::seal`] | our own program cannot be written through a machine |
+//! | [`inside`] | files inside of a running machine: another process of ours works there with the machine's rights |
 //! | [`daemon`] | the bus: `org.freedesktop.machine1`; knows machines, runs none |
 //! | [`cli`] | the verbs, and everything that is printed |
 //!
@@ -117,6 +118,7 @@ pub mod config;
 pub mod daemon;
 pub mod host;
 pub mod image;
+pub mod inside;
 pub mod plan;
 pub mod rootfs;
 pub mod spec;

@@ -153,6 +153,9 @@ enum Verb {
         #[arg(value_enum)]
         shell: complete::Shell,
     },
+    /// Do one thing with the files of a machine, as asked on standard input
+    #[command(name = crate::inside::VERB, hide = true)]
+    Inside,
 }
 
 #[derive(Debug, Args)]
@@ -324,6 +327,7 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::Daemon(args) => daemon::run(layout, args),
         Verb::Man { directory } => man::man(&directory),
         Verb::Completion { shell } => complete::script(shell),
+        Verb::Inside => Ok(crate::inside::serve()),
         Verb::Schema => output::written(|out| config::schema(out)),
     }
 }

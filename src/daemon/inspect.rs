@@ -1,13 +1,94 @@
 //! What can be read of a machine: addresses, release, ids, its root.
 
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use zbus::wire::OwnedFd as BusFd;
 
 use super::Daemon;
 use super::call::{Call, Failure, Outcome};
-use super::machine::Subject;
+use super::machine::{self, Subject};
+use super::manager::object_path;
+use super::objects::machine_path;
+use super::registry::{Class, Machine};
+use crate::image::metadata;
+use crate::inside::{self, Answer, InsideError, Request};
+use crate::sys::namespace::{self, Extent, Ids, Kind};
+use crate::sys::netlink::{self, Address};
+use crate::sys::path::RootFd;
+use crate::sys::{self, Context as _, Errno, process};
 
-pub(super) async fn addresses(_daemon: &Arc<Daemon>, _call: &Call, _subject: &Subject) -> Outcome {
-    Err(Failure::not_supported("Not there yet."))
+/// How long a machine may take to show a file of its own.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl From<InsideError> for Failure {
+    fn from(e: InsideError) -> Self {
+        Self::errno(e.errno(), &e)
+    }
+}
+
+/// The machine if its namespaces can be entered.
+pub(super) fn container<'a>(machine: &'a Arc<Machine>, what: &str) -> Outcome<&'a Arc<Machine>> {
+    match machine.class {
+        Class::Container => Ok(machine),
+        Class::Vm => Err(Failure::not_supported(format!("{what} is only supported on container machines."))),
+    }
+}
+
+/// Has something done in a machine by another process, whose time is limited.
+pub(super) async fn ask(
+    daemon: &Daemon,
+    machine: &Machine,
+    request: Request,
+    limit: Option<Duration>,
+) -> Outcome<(Answer, Option<OwnedFd>)> {
+    let leader = Arc::clone(machine.leader.pidfd());
+    Ok(daemon.blocking(move || inside::ask(leader.as_ref(), &request, limit)).await??)
+}
+
+pub(super) async fn addresses(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
+    let found = match subject {
+        Subject::Host => daemon.blocking(|| netlink::addresses(netlink::open()?)).await??,
+        Subject::Machine(machine) => {
+            let machine = container(machine, "Requesting IP address data")?;
+            if is_shared(machine, Kind::Net)? {
+                let text = format!("Machine {} does not use private networking", machine.name);
+                return Err(Failure::no_private_networking(text));
+            }
+            let leader = Arc::clone(machine.leader.pidfd());
+            daemon.blocking(move || machine_addresses(&leader)).await??
+        }
+    };
+    let rows: Vec<(i32, Vec<u8>)> = found.into_iter().map(|a| (i32::from(a.family), a.bytes)).collect();
+    call.reply(&rows)
+}
+
+/// Whether the machine has no namespace of that kind.
+fn is_shared(machine: &Machine, kind: Kind) -> Outcome<bool> {
+    let shared = namespace::is_shared(machine.leader.pid, kind);
+    check(machine)?;
+    Ok(shared?)
+}
+
+/// Fails if the leader has ended, after something was read by its number.
+fn check(machine: &Machine) -> Outcome<()> {
+    if machine.leader.is_alive() { Ok(()) } else { Err(Failure::errno(Errno::ESRCH, "The leader has ended.")) }
+}
+
+/// Runs in a thread of the pool, which is in the machine only to open a socket.
+fn machine_addresses(leader: &OwnedFd) -> sys::Result<Vec<Address>> {
+    let own = namespace::own(Kind::Net)?;
+    process::setns(leader, process::ns::NET)?;
+    let socket = netlink::open();
+    if process::setns(&own, process::ns::NET).is_err() {
+        // The thread would serve others in there. Whoever watches over the daemon starts another, which knows all.
+        process::exit_now(70);
+    }
+    netlink::addresses(socket?)
 }
 
 pub(super) fn ssh_info(call: &Call, subject: &Subject) -> Outcome {
@@ -15,22 +96,110 @@ pub(super) fn ssh_info(call: &Call, subject: &Subject) -> Outcome {
         Subject::Machine(m) if !m.ssh_address.is_empty() && !m.ssh_key.is_empty() => {
             call.reply(&(&m.ssh_address, &m.ssh_key))
         }
-        _ => Err(Failure::errno(nix::errno::Errno::ENOENT, "The machine has no SSH address.")),
+        _ => Err(Failure::errno(Errno::ENOENT, "The machine has no SSH address.")),
     }
 }
 
-pub(super) async fn os_release(_daemon: &Arc<Daemon>, _call: &Call, _subject: &Subject) -> Outcome {
-    Err(Failure::not_supported("Not there yet."))
+pub(super) async fn os_release(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
+    let variables = match subject {
+        Subject::Host => daemon.blocking(|| metadata::os_release(&RootFd::open(Path::new("/"))?)).await??,
+        Subject::Machine(machine) => {
+            let machine = container(machine, "Requesting OS release data")?;
+            match ask(daemon, machine, Request::OsRelease, Some(PATIENCE)).await? {
+                (Answer::Variables(variables), _) => variables,
+                _ => Vec::new(),
+            }
+        }
+    };
+    if variables.is_empty() {
+        return Err(Failure::failed("Machine does not contain OS release information"));
+    }
+    let fields: BTreeMap<String, String> = variables.into_iter().collect();
+    call.reply(&fields)
 }
 
-pub(super) fn uid_shift(_call: &Call, _subject: &Subject) -> Outcome {
-    Err(Failure::not_supported("Not there yet."))
+pub(super) fn uid_shift(call: &Call, subject: &Subject) -> Outcome {
+    let Subject::Machine(machine) = subject else { return call.reply(&0_u32) };
+    if machine.class != Class::Container {
+        return Err(Failure::not_supported("UID/GID shift may only be determined for container machines."));
+    }
+    let maps = [Ids::Users, Ids::Groups].map(|ids| id_map(machine, ids));
+    let [users, groups] = maps;
+    match (users?.as_slice(), groups?.as_slice()) {
+        ([users @ Extent { inside: 0, .. }], [groups]) if users == groups => call.reply(&users.outside),
+        _ => Err(Failure::not_supported(format!(
+            "Machine {} uses a complex UID/GID mapping, cannot determine shift",
+            machine.name
+        ))),
+    }
 }
 
-pub(super) async fn root_directory(_daemon: &Arc<Daemon>, _call: &Call, _subject: &Subject) -> Outcome {
-    Err(Failure::not_supported("Not there yet."))
+fn id_map(machine: &Machine, ids: Ids) -> Outcome<Vec<Extent>> {
+    let map = namespace::id_map(machine.leader.pid, ids);
+    check(machine)?;
+    Ok(map?)
 }
 
-pub(super) fn map_ids(_daemon: &Daemon, _call: &Call, _member: &str) -> Outcome {
-    Err(Failure::not_supported("Not there yet."))
+pub(super) async fn root_directory(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
+    let fd = match subject {
+        Subject::Host => {
+            daemon.authorise(call, MANAGE, &[("verb", "open-root-directory")]).await?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open("/", flags, Mode::empty()).call(|| "open('/')".into())?
+        }
+        Subject::Machine(machine) => {
+            let machine = container(machine, "Opening the root directory")?;
+            machine::authorise(daemon, call, machine, "manage-machines", "open_root_directory").await?;
+            let (_, fd) = ask(daemon, machine, Request::Root, Some(PATIENCE)).await?;
+            fd.ok_or_else(|| Failure::errno(Errno::EIO, "The root directory could not be opened."))?
+        }
+    };
+    call.reply(&BusFd::from(fd))
+}
+
+/// What polkit is asked about the host's own root.
+const MANAGE: &str = "org.freedesktop.machine1.manage-machines";
+
+/// Ids below this are the host's own, and of no machine.
+const HOST_IDS: u32 = 0x10000;
+
+pub(super) fn map_ids(daemon: &Daemon, call: &Call, member: &str) -> Outcome {
+    let ids = if member.ends_with("User") { Ids::Users } else { Ids::Groups };
+    let (word, letter) = if ids == Ids::Users { ("user", 'U') } else { ("group", 'G') };
+    let no_mapping = |text: String| match ids {
+        Ids::Users => Failure::no_such_user_mapping(text),
+        Ids::Groups => Failure::no_such_group_mapping(text),
+    };
+    if member.starts_with("MapFrom") {
+        let (name, id): (String, u32) = call.arguments()?;
+        valid(id, word)?;
+        let machine = daemon.machine(&name)?;
+        let outer = mapping(&machine, ids).iter().find_map(|extent| extent.outward(id));
+        let text = || no_mapping(format!("Machine '{name}' has no matching {word} mappings."));
+        return call.reply(&outer.ok_or_else(text)?);
+    }
+    let id: u32 = call.arguments()?;
+    valid(id, word)?;
+    if id < HOST_IDS {
+        let subject = if ids == Ids::Users { "User" } else { "Group" };
+        return Err(no_mapping(format!("{subject} {id} belongs to host {letter}ID range")));
+    }
+    let machines: Vec<Arc<Machine>> = daemon.registry().iter().cloned().collect();
+    let found = machines.iter().find_map(|m| Some((m, mapping(m, ids).iter().find_map(|e| e.inward(id))?)));
+    let (machine, inner) = found.ok_or_else(|| no_mapping(format!("No matching {word} mapping for {id}.")))?;
+    call.reply(&(&machine.name, object_path(machine_path(&machine.name))?, inner))
+}
+
+/// Refuses the two numbers that the kernel takes for "none".
+fn valid(id: u32, word: &str) -> Outcome<()> {
+    if id == u32::MAX || id == 0xFFFF {
+        return Err(Failure::invalid_args(format!("Invalid {word} ID {id}")));
+    }
+    Ok(())
+}
+
+/// The ids that are the machine's own: none if it shares the host's, or if it has ended.
+fn mapping(machine: &Machine, ids: Ids) -> Vec<Extent> {
+    let own = machine.class == Class::Container && matches!(is_shared(machine, Kind::User), Ok(false));
+    if own { id_map(machine, ids).unwrap_or_default() } else { Vec::new() }
 }

@@ -225,7 +225,10 @@ async fn properties(daemon: &Arc<Daemon>, object: &Object, call: &Call, member: 
             let wanted: String = call.arguments()?;
             // Clients of machined ask for all interfaces by an empty name.
             if ours(&wanted) {
-                let all: BTreeMap<_, _> = read(daemon, object).await?.into_iter().collect();
+                // The others are old names, which are only known to those who ask for them.
+                let shown = |name: &str| own.is_some_and(|i| i.properties.iter().any(|p| p.name == name));
+                let all = read(daemon, object).await?;
+                let all: BTreeMap<_, _> = all.into_iter().filter(|(name, _)| shown(name)).collect();
                 return call.reply(&all);
             }
             if known(&wanted) {

@@ -10,6 +10,8 @@ pub mod btrfs;
 pub mod inode;
 pub mod lock;
 pub mod mount;
+pub mod namespace;
+pub mod netlink;
 pub mod path;
 pub mod process;
 pub mod socket;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module and what it may import; the order is from the words and the force up to the faces.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("spec", &[]),
     ("sys", &[]),
     ("host", &["spec", "sys"]),
@@ -18,10 +18,27 @@ const LAYERS: [(&str, &[&str]); 12] = [
     ("rootfs", &["spec", "sys", "host", "plan"]),
     ("cgroup", &["spec", "sys", "host", "plan"]),
     ("image", &["spec", "sys", "host", "plan"]),
+    ("inside", &["sys", "image"]),
     ("supervisor", &["spec", "sys", "host", "bus", "plan", "rootfs", "cgroup", "image"]),
     // Of `supervisor` only what others may know, ask and enter. See `the_daemon_runs_no_machine`.
-    ("daemon", &["spec", "sys", "host", "bus", "plan", "config", "cgroup", "image", "supervisor"]),
-    ("cli", &["daemon", "spec", "sys", "host", "bus", "plan", "config", "rootfs", "cgroup", "image", "supervisor"]),
+    ("daemon", &["spec", "sys", "host", "bus", "plan", "config", "cgroup", "image", "inside", "supervisor"]),
+    (
+        "cli",
+        &[
+            "daemon",
+            "inside",
+            "spec",
+            "sys",
+            "host",
+            "bus",
+            "plan",
+            "config",
+            "rootfs",
+            "cgroup",
+            "image",
+            "supervisor",
+        ],
+    ),
 ];
 
 /// What only some modules may use: words as they are written, and the modules.

@@ -6,6 +6,7 @@ mod boots;
 mod bus;
 mod cves;
 mod cycles;
+mod daemon_inspect;
 mod images;
 mod isolation;
 mod kills;
