@@ -272,7 +272,7 @@ async fn register(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
     if leader.pid <= 1 {
         return Err(Failure::invalid_args("Invalid leader PID"));
     }
-    if daemon.registry().get(&claim.name).is_some_and(|known| known.leader.pid != leader.pid) {
+    if daemon.registry().get(&claim.name).is_some_and(|known| create || known.leader.pid != leader.pid) {
         return Err(Failure::machine_exists(format!("Machine '{}' already exists", claim.name)));
     }
     let uid = owner(leader.pid)?;
@@ -281,7 +281,7 @@ async fn register(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
     }
     let supervisor = if caller.pid > 1 && caller.pid != leader.pid { Process::open(caller.pid).ok() } else { None };
     if create {
-        super::scope::create(daemon, &claim.name, class, &leader, caller.uid, scope).await?;
+        super::scope::create(daemon, &claim.name, class, &leader, scope).await?;
     }
     let group = payload_group(leader.pid);
     let (unit, subgroup) = unit_of(&group);

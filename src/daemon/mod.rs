@@ -21,6 +21,7 @@ mod events;
 mod image;
 mod inspect;
 mod interface;
+mod journal;
 mod log_control;
 mod machine;
 mod manager;
@@ -32,7 +33,7 @@ mod scope;
 mod transfer;
 mod varlink;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -124,6 +125,8 @@ struct Daemon {
     runtime: SharedRuntime,
     registry: Mutex<Registry>,
     callers: Mutex<HashMap<String, Credentials>>,
+    /// Scopes that we made and hold.
+    units: Mutex<HashSet<String>>,
     level: Mutex<Level>,
     last_call: Mutex<Instant>,
     read_group: Option<u32>,
@@ -159,6 +162,15 @@ impl Daemon {
         if level <= self.level() {
             (self.say)(level as u8, text);
         }
+    }
+
+    /// Says that a machine has come or gone, to the journal in its own words if there is one.
+    fn tell(&self, machine: &Machine, started: bool) {
+        let known = journal::machine(&self.layout, machine, started);
+        // Once is enough where the journal reads what we say, too.
+        let level = if known && std::env::var_os("JOURNAL_STREAM").is_some() { Level::Debug } else { Level::Info };
+        let name = &machine.name;
+        self.say(level, &if started { format!("New machine {name}.") } else { format!("Machine {name} terminated.") });
     }
 
     /// Whether a machine of that name is there, the host included.
@@ -202,16 +214,18 @@ impl Daemon {
         if again {
             return Ok(machine);
         }
-        self.say(Level::Info, &format!("New machine {}.", machine.name));
+        self.tell(&machine, true);
         self.emit(objects::machine_signal("MachineNew", &machine.name)).await;
         Ok(machine)
     }
 
     /// Forgets a machine and tells everybody.
     async fn remove(&self, name: &str) {
-        if self.registry().remove(name).is_some() {
-            self.say(Level::Info, &format!("Machine {name} terminated."));
+        let removed = self.registry().remove(name);
+        if let Some(machine) = removed {
+            self.tell(&machine, false);
             self.emit(objects::machine_signal("MachineRemoved", name)).await;
+            scope::forget(self, &machine).await;
         }
     }
 
@@ -261,6 +275,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         runtime: runtime.clone(),
         registry: Mutex::new(registry),
         callers: Mutex::default(),
+        units: Mutex::default(),
         level: Mutex::new(Level::Info),
         last_call: Mutex::new(Instant::now()),
         read_group: options.read_group,

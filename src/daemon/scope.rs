@@ -1,33 +1,237 @@
-//! Units of the host's systemd for machines that are not ours.
+//! Units of the host's systemd for machines that are not ours, and what is done instead where there is no systemd.
+//!
+//! `CreateMachine` puts the leader into a scope of its own and answers when systemd is done with that, so that whoever
+//! asked finds the leader in its control group. The scope is held (`AddRef`) as long as the machine is known: its
+//! result can be looked at until then.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use zbus::wire::OwnedVariant;
+use futures_core::Stream as _;
+use zbus::wire::{DynamicType, Fd, OwnedObjectPath, OwnedVariant, Variant};
+use zbus::{MatchRule, MessageStream};
 
 use super::Daemon;
-use super::call::Outcome;
-use super::registry::{Class, Machine, Process};
-use crate::sys::process;
+use super::call::{Failure, Outcome};
+use super::registry::{Class, Machine, Process, group_of};
+use crate::sys::{Errno, process};
 
-/// Puts a leader into a scope of its own; without systemd on the host it stays where it is.
-pub(super) async fn create(
-    _daemon: &Arc<Daemon>,
-    _name: &str,
-    _class: Class,
-    _leader: &Process,
-    _uid: u32,
-    _properties: Vec<(String, OwnedVariant)>,
-) -> Outcome<()> {
-    Ok(())
+const SYSTEMD: &str = "org.freedesktop.systemd1";
+const PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+
+/// How long systemd may take for the job of a scope. It has limits of its own; this is for one that hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A job of systemd that ended: its number, object, unit and result.
+type Removed = (u32, OwnedObjectPath, String, String);
+
+/// Name of the scope of a machine: every byte that a unit's name cannot have, and `-`, is written `\xNN`.
+fn unit_name(machine: &str) -> String {
+    let mut name = String::from("machine-");
+    for (index, byte) in machine.bytes().enumerate() {
+        match byte {
+            b'.' if index == 0 => name.push_str("\\x2e"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b':' | b'_' | b'.' => name.push(char::from(byte)),
+            other => name.push_str(&format!("\\x{other:02x}")),
+        }
+    }
+    name.push_str(".scope");
+    name
 }
 
-/// Ends a machine at once.
-pub(super) async fn terminate(_daemon: &Arc<Daemon>, machine: &Machine) -> Outcome<()> {
+async fn call<T: serde::Serialize + DynamicType>(
+    daemon: &Daemon,
+    member: &str,
+    arguments: &T,
+) -> zbus::Result<zbus::Message> {
+    daemon.connection.call_method(Some(SYSTEMD), PATH, Some(MANAGER), member, arguments).await
+}
+
+/// Whether there is a systemd that can be asked.
+async fn has_systemd(daemon: &Daemon) -> bool {
+    let Ok(bus) = zbus::fdo::DBusProxy::new(&daemon.connection).await else { return false };
+    let Ok(name) = zbus::names::BusName::try_from(SYSTEMD) else { return false };
+    bus.name_has_owner(name).await.unwrap_or(false)
+}
+
+/// Puts a leader into a scope of its own; without systemd on the host it stays where it is.
+///
+/// `properties` are the caller's and come last, so that they win. The answer comes when the job is done.
+pub(super) async fn create(
+    daemon: &Arc<Daemon>,
+    name: &str,
+    class: Class,
+    leader: &Process,
+    properties: Vec<(String, OwnedVariant)>,
+) -> Outcome<()> {
+    if !has_systemd(daemon).await {
+        return Ok(());
+    }
+    let unit = unit_name(name);
+    // Before the job is made: it may be done before the answer that names it has come.
+    let rule = MatchRule::builder()
+        .msg_type(zbus::message::Type::Signal)
+        .sender(SYSTEMD)
+        .path(PATH)
+        .interface(MANAGER)
+        .member("JobRemoved")
+        .arg(2, unit.as_str())
+        .build()?;
+    let mut removed = MessageStream::for_match_rule(rule, &daemon.connection, None).await?;
+    // Refused if somebody on this connection has said so before.
+    let _ = call(daemon, "Subscribe", &()).await;
+    let kind = match class {
+        Class::Container => "Container",
+        Class::Vm => "Virtual Machine",
+    };
+    let pid = u32::try_from(leader.pid).unwrap_or(0);
+    let held = Variant::from(vec![Fd::from(std::os::fd::AsFd::as_fd(leader.pidfd()))]);
+    let by_number = Variant::from(vec![pid]);
+    let mut result = Err(Failure::failed("nothing was tried"));
+    // Before 254 a scope takes numbers only.
+    for process in [("PIDFDs", held), ("PIDs", by_number)] {
+        let mut all: Vec<(&str, Variant<'_>)> = vec![
+            ("Slice", "machine.slice".into()),
+            ("Description", format!("{kind} {name}").into()),
+            process,
+            ("Delegate", true.into()),
+            ("CollectMode", "inactive-or-failed".into()),
+            ("AddRef", true.into()),
+            ("TasksMax", 16384_u64.into()),
+        ];
+        for (key, value) in &properties {
+            all.push((key, (**value).try_clone().map_err(Failure::invalid_args)?));
+        }
+        let none: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
+        match call(daemon, "StartTransientUnit", &(&unit, "fail", all, none)).await {
+            Ok(reply) => {
+                result = reply.body().deserialize::<OwnedObjectPath>().map_err(Failure::from);
+                break;
+            }
+            Err(e) => result = Err(e.into()),
+        }
+    }
+    let job = result?;
+    super::lock(&daemon.units).insert(unit.clone());
+    let waiting = daemon.runtime.timeout(PATIENCE, ended(&mut removed, &job)).await;
+    let outcome = waiting.unwrap_or(None).unwrap_or_else(|| "timeout".to_owned());
+    if outcome == "done" {
+        return Ok(());
+    }
+    release(daemon, &unit).await;
+    Err(Failure::job_failed(format!("Cannot put the machine into unit '{unit}': its job ended as '{outcome}'.")))
+}
+
+/// The result of a job; `None` if the bus goes away.
+async fn ended(removed: &mut MessageStream, job: &OwnedObjectPath) -> Option<String> {
+    loop {
+        let next = std::future::poll_fn(|cx| Pin::new(&mut *removed).poll_next(cx)).await?;
+        let Ok(message) = next else { continue };
+        let Ok((_, path, _, result)) = message.body().deserialize::<Removed>() else { continue };
+        if path == *job {
+            return Some(result);
+        }
+    }
+}
+
+/// Lets go of a unit that we made.
+async fn release(daemon: &Daemon, unit: &str) {
+    if super::lock(&daemon.units).remove(unit) {
+        // It may be gone, and systemd forgets what a connection holds that ends.
+        let _ = call(daemon, "UnrefUnit", &unit).await;
+    }
+}
+
+/// The machine is no longer known; if its leader has ended, so does what is left in the scope that we made for it.
+pub(super) async fn forget(daemon: &Daemon, machine: &Machine) {
+    let made = super::lock(&daemon.units).contains(&machine.unit);
+    if made && !machine.leader.is_alive() {
+        let _ = call(daemon, "StopUnit", &(&machine.unit, "fail")).await;
+    }
+    release(daemon, &machine.unit).await;
+}
+
+/// Ends a machine at once: its unit if it has one to itself, else its supervisor or its leader.
+pub(super) async fn terminate(daemon: &Arc<Daemon>, machine: &Machine) -> Outcome<()> {
+    if !machine.unit.is_empty() && has_systemd(daemon).await {
+        if machine.subgroup.is_empty() {
+            call(daemon, "StopUnit", &(&machine.unit, "fail")).await?;
+            return Ok(());
+        }
+        if let Some(supervisor) = &machine.supervisor {
+            return Ok(process::pidfd_send_signal(supervisor.pidfd(), libc::SIGTERM)?);
+        }
+    }
     // The end of the first process of a PID namespace is the end of all.
     Ok(process::pidfd_send_signal(machine.leader.pidfd(), libc::SIGKILL)?)
 }
 
-/// Signals every process of a machine.
-pub(super) async fn kill_all(_daemon: &Arc<Daemon>, machine: &Machine, signal: i32) -> Outcome<()> {
-    Ok(process::pidfd_send_signal(machine.leader.pidfd(), signal)?)
+/// Signals every process of a machine: of its unit, of its PID namespace, or of its control group.
+pub(super) async fn kill_all(daemon: &Arc<Daemon>, machine: &Arc<Machine>, signal: i32) -> Outcome<()> {
+    if !machine.unit.is_empty() && machine.subgroup.is_empty() && has_systemd(daemon).await {
+        call(daemon, "KillUnit", &(&machine.unit, "all", signal)).await?;
+        return Ok(());
+    }
+    let machine = Arc::clone(machine);
+    daemon.blocking(move || signal_members(&machine, signal)).await?
+}
+
+/// The same without systemd.
+fn signal_members(machine: &Machine, signal: i32) -> Outcome<()> {
+    let leader = machine.leader.pid;
+    let theirs = process::pid_namespace(leader)?;
+    let separate = process::pid_namespace(std::process::id().cast_signed())? != theirs;
+    // A group that others are in too says nothing of the machine.
+    let own = group_of(std::process::id().cast_signed());
+    let supervisor = machine.supervisor.as_ref().and_then(|s| group_of(s.pid));
+    let shared = [own, supervisor].into_iter().flatten().any(|group| is_below(&group, &machine.group));
+    if !separate && (machine.group.len() <= 1 || shared) {
+        return Ok(process::pidfd_send_signal(machine.leader.pidfd(), signal)?);
+    }
+    let entries = std::fs::read_dir("/proc").map_err(Failure::failed)?;
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    for pid in pids.filter(|pid| *pid != leader) {
+        // Held before it is looked at: what is signalled is what was looked at, or nothing.
+        let Ok(held) = Process::open(pid) else { continue };
+        let member = if separate {
+            process::is_in_pid_namespace(pid, &theirs)
+        } else {
+            group_of(pid).is_some_and(|group| is_below(&group, &machine.group))
+        };
+        if member {
+            match process::pidfd_send_signal(held.pidfd(), signal) {
+                Err(e) if e.errno != Errno::ESRCH => return Err(e.into()),
+                _ => {}
+            }
+        }
+    }
+    // Last: with it, all others of its namespace would end unasked.
+    match process::pidfd_send_signal(machine.leader.pidfd(), signal) {
+        Err(e) if e.errno != Errno::ESRCH => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+fn is_below(group: &str, parent: &str) -> bool {
+    group.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_are_named_as_systemd_does() {
+        assert_eq!(unit_name("web"), "machine-web.scope");
+        assert_eq!(unit_name("my-web.1"), "machine-my\\x2dweb.1.scope");
+        assert_eq!(unit_name(".x"), "machine-\\x2ex.scope");
+    }
+
+    #[test]
+    fn a_group_is_below_itself_and_its_parents() {
+        assert!(is_below("/a/b", "/a/b") && is_below("/a/b/c", "/a/b"));
+        assert!(!is_below("/a/bc", "/a/b") && !is_below("/a", "/a/b"));
+    }
 }

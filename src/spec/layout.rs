@@ -94,6 +94,11 @@ impl Layout {
         self.at("/run/dbus/system_bus_socket")
     }
 
+    /// Where the journal of systemd takes entries.
+    pub fn journal_socket(&self) -> PathBuf {
+        self.at("/run/systemd/journal/socket")
+    }
+
     /// Varlink sockets of the daemon, where clients of systemd-machined look for them.
     pub fn machine_sockets(&self) -> PathBuf {
         self.at("/run/systemd/machine")

@@ -302,6 +302,42 @@ pub fn setns(pidfd: impl AsFd, flags: u64) -> Result<()> {
     check(libc::c_long::from(result)).call(|| format!("setns(pidfd, {flags:#x})")).map(drop)
 }
 
+/// A PID namespace, told from all others: device and inode of its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PidNamespace(u64, u64);
+
+fn open_pid_namespace(pid: i32) -> Result<(PidNamespace, std::fs::File)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let path = format!("/proc/{pid}/ns/pid");
+    let file = std::fs::File::open(&path).call(|| format!("open('{path}')"))?;
+    let metadata = file.metadata().call(|| format!("fstat('{path}')"))?;
+    Ok((PidNamespace(metadata.dev(), metadata.ino()), file))
+}
+
+/// The PID namespace of a process.
+pub fn pid_namespace(pid: i32) -> Result<PidNamespace> {
+    open_pid_namespace(pid).map(|(namespace, _)| namespace)
+}
+
+/// Whether a process is in that PID namespace or in one below it; one that has ended is in none.
+pub fn is_in_pid_namespace(pid: i32, wanted: &PidNamespace) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok((mut namespace, mut file)) = open_pid_namespace(pid) else { return false };
+    // The kernel nests 32 deep, and refuses to show what is above our own.
+    while namespace != *wanted {
+        // SAFETY: takes no argument; the descriptor is borrowed for the call.
+        let raw = unsafe { libc::ioctl(file.as_raw_fd(), libc::NS_GET_PARENT) };
+        if raw < 0 {
+            return false;
+        }
+        // SAFETY: a new descriptor that nobody else owns.
+        file = unsafe { std::fs::File::from_raw_fd(raw) };
+        let Ok(metadata) = file.metadata() else { return false };
+        namespace = PidNamespace(metadata.dev(), metadata.ino());
+    }
+    true
+}
+
 /// Leaves the namespaces `flags` for new ones (`unshare(2)`).
 pub fn unshare(flags: u64) -> Result<()> {
     let flags32 = c_int::try_from(flags).unwrap_or(c_int::MAX);
