@@ -259,6 +259,22 @@ pub fn is_frozen(path: &Path) -> bool {
         .is_ok_and(|text| text.contains("frozen 1"))
 }
 
+/// Every process below the group at `path`, with its group.
+pub fn members(path: &Path) -> Result<Vec<(PathBuf, i32)>> {
+    let dir = open_dir(rustix::fs::CWD, path)?;
+    let own = read_at(&dir, "cgroup.procs")?;
+    let mut members: Vec<_> =
+        own.lines().filter_map(|line| line.parse().ok()).map(|pid| (path.to_owned(), pid)).collect();
+    for child in children(&dir)? {
+        match self::members(&path.join(child)) {
+            // The guest may remove its groups at any moment.
+            Err(e) if e.errno != Errno::ENOENT && e.errno != Errno::ENODEV => return Err(e),
+            below => members.extend(below.into_iter().flatten()),
+        }
+    }
+    Ok(members)
+}
+
 fn processes(dir: impl AsFd) -> Result<Vec<i32>> {
     let mut pids: Vec<i32> = read_at(&dir, "cgroup.procs")?.lines().filter_map(|l| l.parse().ok()).collect();
     for child in children(&dir)? {

@@ -276,6 +276,78 @@ pub(super) static IMAGE: LazyLock<Interface> = LazyLock::new(|| {
     )
 });
 
+/// The part of `org.freedesktop.systemd1.Manager` that clients of machined use.
+pub(super) static SYSTEMD: LazyLock<Interface> = LazyLock::new(|| {
+    Interface::parse(
+        "org.freedesktop.systemd1.Manager",
+        "property Version s const
+         property Features s const
+         property Virtualization s const
+         property Architecture s const
+         property SystemState s false
+         method Subscribe >
+         method Unsubscribe >
+         method GetUnit s:name > o:unit
+         method LoadUnit s:name > o:unit
+         method GetUnitByPID u:pid > o:unit
+         method GetUnitProcesses s:name > a(sus):processes
+         method ListUnits > a(ssssssouso):units
+         method ListUnitsByNames as:names > a(ssssssouso):units
+         method ListUnitsByPatterns as:states as:patterns > a(ssssssouso):units
+         method StartUnit s:name s:mode > o:job
+         method StopUnit s:name s:mode > o:job
+         method RestartUnit s:name s:mode > o:job
+         method KillUnit s:name s:whom i:signal >
+         method ResetFailedUnit s:name >
+         method Reload >
+         method GetUnitFileState s:file > s:state
+         method EnableUnitFiles as:files b:runtime b:force > b:carries_install_info a(sss):changes
+         method DisableUnitFiles as:files b:runtime > a(sss):changes
+         signal JobRemoved u:id o:job s:unit s:result",
+    )
+});
+
+/// The same of `org.freedesktop.systemd1.Unit`.
+pub(super) static UNIT: LazyLock<Interface> = LazyLock::new(|| {
+    Interface::parse(
+        "org.freedesktop.systemd1.Unit",
+        "property Id s const
+         property Names as const
+         property Following s false
+         property Description s const
+         property LoadState s const
+         property ActiveState s false
+         property SubState s false
+         property FreezerState s false
+         property FragmentPath s const
+         property UnitFileState s false
+         property ActiveEnterTimestamp t false
+         property StateChangeTimestamp t false
+         property NeedDaemonReload b const
+         property CanStart b const
+         property CanStop b const
+         property Job (uo) false
+         method Start s:mode > o:job
+         method Stop s:mode > o:job
+         method Restart s:mode > o:job",
+    )
+});
+
+/// The same of `org.freedesktop.systemd1.Service`.
+pub(super) static SERVICE: LazyLock<Interface> = LazyLock::new(|| {
+    Interface::parse(
+        "org.freedesktop.systemd1.Service",
+        "property Type s const
+         property Result s false
+         property MainPID u false
+         property StatusText s false
+         property ControlGroup s false
+         property Slice s false
+         property Delegate b const
+         method GetProcesses > a(sus):processes",
+    )
+});
+
 /// `org.freedesktop.LogControl1`, as `systemctl service-log-level` uses it.
 pub(super) static LOG_CONTROL: LazyLock<Interface> = LazyLock::new(|| {
     Interface::parse(

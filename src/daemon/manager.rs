@@ -285,7 +285,7 @@ async fn register(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
     }
     let group = payload_group(leader.pid);
     let (unit, subgroup) = unit_of(&group);
-    let machine = Machine {
+    let mut machine = Machine {
         name: claim.name,
         id,
         service: claim.service,
@@ -304,6 +304,7 @@ async fn register(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
         realtime: micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
         monotonic: monotonic(),
     };
+    super::units::adopt(daemon, &mut machine);
     // It may have ended while we asked: then nobody would ever tell us.
     if !machine.leader.is_alive() {
         return Err(Failure::errno(crate::sys::Errno::ESRCH, "The leader has ended."));

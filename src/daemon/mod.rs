@@ -31,6 +31,7 @@ mod program;
 mod registry;
 mod scope;
 mod transfer;
+mod units;
 mod varlink;
 
 use std::collections::{HashMap, HashSet};
@@ -131,6 +132,7 @@ struct Daemon {
     last_call: Mutex<Instant>,
     read_group: Option<u32>,
     operations: AtomicUsize,
+    units: units::Units,
     say: fn(u8, &str),
     quit: Event,
 }
@@ -280,6 +282,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         last_call: Mutex::new(Instant::now()),
         read_group: options.read_group,
         operations: AtomicUsize::new(0),
+        units: units::Units::default(),
         say: options.say,
         quit: Event::new(),
     });
@@ -294,8 +297,11 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         runtime.spawn("events", events::follow(Arc::clone(&daemon))),
         runtime.spawn("idle", wait_for_idleness(Arc::clone(&daemon), options.idle)),
     ];
-    let names = take_names(&connection, options.machine1).await?;
+    let mut names = take_names(&connection, options.machine1).await?;
     let sockets = varlink::serve(&daemon, varlink::passed(), names.contains(&MACHINE1));
+    if names.contains(&MACHINE1) {
+        names.extend(units::take_name(&daemon).await);
+    }
     daemon.say(Level::Info, &format!("Serving {} with {} machines.", names.join(" and "), known.len()));
     if let Ok(address) = std::env::var("NOTIFY_SOCKET") {
         // Whoever asked to be told and does not listen notices that by himself.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use zbus::Message;
 use zbus::wire::{OwnedVariant, Variant};
@@ -9,9 +10,10 @@ use zbus::wire::{OwnedVariant, Variant};
 use super::call::{Call, Failure, Outcome};
 use super::interface::{
     IMAGE, INTROSPECTABLE, Interface, LOG_CONTROL, MACHINE, MANAGER, OWN_MACHINE, OWN_MANAGER, PEER, PROPERTIES,
-    STANDARD, introspection,
+    SERVICE, STANDARD, SYSTEMD, UNIT, introspection,
 };
-use super::{Daemon, image, log_control, machine, manager, own};
+use super::units::{SYSTEMD_PATH, UNITS};
+use super::{Daemon, image, log_control, machine, manager, own, units};
 
 /// Path of the manager of machine1.
 pub(super) const MANAGER_PATH: &str = "/org/freedesktop/machine1";
@@ -36,18 +38,25 @@ pub(super) enum Object {
     LogControl,
     OwnManager,
     OwnMachine(String),
+    /// The stand-in for systemd's manager.
+    Systemd,
+    /// One of its units, by name.
+    Unit(String),
 }
 
 impl Object {
-    fn interface(&self) -> Option<&'static Interface> {
+    /// Its own interfaces; only units have two.
+    fn interfaces(&self) -> Vec<&'static Interface> {
         match self {
-            Self::Node => None,
-            Self::Manager => Some(&MANAGER),
-            Self::Machine(_) => Some(&MACHINE),
-            Self::Image(_) => Some(&IMAGE),
-            Self::LogControl => Some(&LOG_CONTROL),
-            Self::OwnManager => Some(&OWN_MANAGER),
-            Self::OwnMachine(_) => Some(&OWN_MACHINE),
+            Self::Node => Vec::new(),
+            Self::Manager => vec![&MANAGER],
+            Self::Machine(_) => vec![&MACHINE],
+            Self::Image(_) => vec![&IMAGE],
+            Self::LogControl => vec![&LOG_CONTROL],
+            Self::OwnManager => vec![&OWN_MANAGER],
+            Self::OwnMachine(_) => vec![&OWN_MACHINE],
+            Self::Systemd => vec![&SYSTEMD],
+            Self::Unit(_) => vec![&UNIT, &SERVICE],
         }
     }
 }
@@ -106,6 +115,7 @@ async fn resolve(daemon: &Arc<Daemon>, call: &Call) -> Outcome<Object> {
         MANAGER_PATH => return Ok(Object::Manager),
         LOG_CONTROL_PATH => return Ok(Object::LogControl),
         OWN_PATH => return Ok(Object::OwnManager),
+        SYSTEMD_PATH if daemon.units.served.load(Ordering::Relaxed) => return Ok(Object::Systemd),
         _ if is_parent(&path) => return Ok(Object::Node),
         _ => {}
     }
@@ -122,6 +132,11 @@ async fn resolve(daemon: &Arc<Daemon>, call: &Call) -> Outcome<Object> {
     }
     if let Some(label) = path.strip_prefix(OWN_MACHINES).and_then(|p| p.strip_prefix('/')) {
         return unescape(label).filter(|name| own::exists(daemon, name)).map(Object::OwnMachine).ok_or_else(unknown);
+    }
+    if let Some(label) = path.strip_prefix(UNITS).and_then(|p| p.strip_prefix('/'))
+        && daemon.units.served.load(Ordering::Relaxed)
+    {
+        return unescape(label).map(Object::Unit).ok_or_else(unknown);
     }
     Err(unknown())
 }
@@ -148,17 +163,23 @@ pub(super) async fn dispatch(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
         check(&STANDARD[2], call)?;
         return properties(daemon, &object, call, &member).await;
     }
-    let own = object.interface().ok_or_else(|| unknown_method(call))?;
-    if !interface.is_empty() && interface != own.name {
-        return Err(Failure::unknown_interface(format!("Unknown interface '{interface}'.")));
+    let mut own = object.interfaces();
+    if !interface.is_empty() && !own.is_empty() {
+        own.retain(|own| own.name == interface);
+        if own.is_empty() {
+            return Err(Failure::unknown_interface(format!("Unknown interface '{interface}'.")));
+        }
     }
-    check(own, call)?;
+    let own = own.iter().find(|own| own.method(&member).is_some()).or(own.first());
+    check(own.ok_or_else(|| unknown_method(call))?, call)?;
     match object {
         Object::Manager => manager::call(daemon, call, &member).await,
         Object::Machine(name) => machine::call(daemon, call, &member, &name).await,
         Object::Image(name) => image::call(daemon, call, &member, &name).await,
         Object::OwnManager => own::manager_call(daemon, call, &member).await,
         Object::OwnMachine(name) => own::machine_call(daemon, call, &member, &name).await,
+        Object::Systemd => units::call(daemon, call, &member).await,
+        Object::Unit(name) => units::unit_call(daemon, call, &member, &name).await,
         Object::Node | Object::LogControl => Err(unknown_method(call)),
     }
 }
@@ -211,13 +232,12 @@ fn introspect(daemon: &Daemon, object: &Object, path: &str) -> String {
         }
         _ => Vec::new(),
     };
-    let own: Vec<&Interface> = object.interface().into_iter().collect();
-    introspection(&own, children.iter().map(String::as_str))
+    introspection(&object.interfaces(), children.iter().map(String::as_str))
 }
 
 async fn properties(daemon: &Arc<Daemon>, object: &Object, call: &Call, member: &str) -> Outcome {
-    let own = object.interface();
-    let ours = |wanted: &str| wanted.is_empty() || own.is_some_and(|i| i.name == wanted);
+    let own = object.interfaces();
+    let ours = |wanted: &str| wanted.is_empty() || own.iter().any(|i| i.name == wanted);
     let known = |wanted: &str| STANDARD.iter().any(|i| i.name == wanted);
     let unknown = |wanted: &str| Err(Failure::unknown_interface(format!("Unknown interface '{wanted}'.")));
     match member {
@@ -226,7 +246,8 @@ async fn properties(daemon: &Arc<Daemon>, object: &Object, call: &Call, member: 
             // Clients of machined ask for all interfaces by an empty name.
             if ours(&wanted) {
                 // The others are old names, which are only known to those who ask for them.
-                let shown = |name: &str| own.is_some_and(|i| i.properties.iter().any(|p| p.name == name));
+                let of = |i: &&&Interface| wanted.is_empty() || i.name == wanted;
+                let shown = |name: &str| own.iter().filter(of).any(|i| i.properties.iter().any(|p| p.name == name));
                 let all = read(daemon, object).await?;
                 let all: BTreeMap<_, _> = all.into_iter().filter(|(name, _)| shown(name)).collect();
                 return call.reply(&all);
@@ -255,7 +276,7 @@ async fn properties(daemon: &Arc<Daemon>, object: &Object, call: &Call, member: 
             if *object == Object::LogControl {
                 return log_control::set(daemon, call, &name, &value).await;
             }
-            if own.is_some_and(|i| i.properties.iter().any(|p| p.name == name)) {
+            if own.iter().any(|i| i.properties.iter().any(|p| p.name == name)) {
                 return Err(Failure::read_only(format!("Property '{name}' is not writable.")));
             }
             Err(Failure::unknown_property(format!("Unknown property or interface '{name}'.")))
@@ -272,6 +293,8 @@ async fn read(daemon: &Arc<Daemon>, object: &Object) -> Outcome<Properties> {
         Object::LogControl => Ok(log_control::properties(daemon)),
         Object::OwnManager => Ok(own::manager_properties()),
         Object::OwnMachine(name) => own::machine_properties(daemon, name),
+        Object::Systemd => Ok(units::properties()),
+        Object::Unit(name) => units::unit_properties(daemon, name),
     }
 }
 

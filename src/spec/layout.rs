@@ -25,6 +25,11 @@ impl Layout {
         ["/etc/machinist", "/run/machinist/config", "/usr/lib/machinist"].map(|p| self.at(p))
     }
 
+    /// Links named by machines that start with a host that has no systemd: kept, or until the host ends.
+    pub fn autostart(&self, until_reboot: bool) -> PathBuf {
+        self.at(if until_reboot { "/run/machinist/config/autostart" } else { "/etc/machinist/autostart" })
+    }
+
     /// The image store, shared with systemd's tools.
     pub fn images(&self) -> PathBuf {
         self.at("/var/lib/machines")
