@@ -8,7 +8,7 @@ use zbus::wire::{OwnedObjectPath, OwnedVariant, Variant};
 use super::call::{Call, Failure, Outcome};
 use super::objects::{self, Properties, image_path, machine_path};
 use super::registry::{Class, HOST, Machine, NO_CID, Process, payload_group, unit_of};
-use super::{Daemon, image, inspect, machine};
+use super::{Daemon, defined, image, inspect, machine};
 use crate::spec::MachineName;
 
 /// A path as it is sent.
@@ -36,7 +36,7 @@ pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Out
         "ListMachines" => list(daemon, call),
         "GetImage" => {
             let name: String = call.arguments()?;
-            if !image::exists(daemon, &name) {
+            if !image::exists(daemon, &name) && defined::find(daemon, &name).is_none() {
                 return Err(Failure::no_such_image(&name));
             }
             call.reply(&object_path(image_path(&name))?)
@@ -57,7 +57,10 @@ pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Out
         "MapFromMachineUser" | "MapToMachineUser" | "MapFromMachineGroup" | "MapToMachineGroup" => {
             inspect::map_ids(daemon, call, member)
         }
-        _ if member.contains("Image") || member.contains("Pool") => image::manager_call(daemon, call, member).await,
+        _ if member.contains("Image") || member.contains("Pool") => match defined::subject(daemon, call, member)? {
+            Some(defined) => defined.call(call, member),
+            None => image::manager_call(daemon, call, member).await,
+        },
         _ => of_machine(daemon, call, member).await,
     }
 }

@@ -16,6 +16,7 @@
 
 mod authority;
 mod call;
+mod defined;
 mod enter;
 mod events;
 mod image;

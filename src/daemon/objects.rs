@@ -8,6 +8,7 @@ use zbus::Message;
 use zbus::wire::{OwnedVariant, Variant};
 
 use super::call::{Call, Failure, Outcome};
+use super::defined::{self, Defined};
 use super::interface::{
     IMAGE, INTROSPECTABLE, Interface, LOG_CONTROL, MACHINE, MANAGER, OWN_MACHINE, OWN_MANAGER, PEER, PROPERTIES,
     SERVICE, STANDARD, SYSTEMD, UNIT, introspection,
@@ -35,6 +36,8 @@ pub(super) enum Object {
     Manager,
     Machine(String),
     Image(String),
+    /// An image that is only the definition of a machine.
+    Defined(Defined),
     LogControl,
     OwnManager,
     OwnMachine(String),
@@ -51,7 +54,7 @@ impl Object {
             Self::Node => Vec::new(),
             Self::Manager => vec![&MANAGER],
             Self::Machine(_) => vec![&MACHINE],
-            Self::Image(_) => vec![&IMAGE],
+            Self::Image(_) | Self::Defined(_) => vec![&IMAGE],
             Self::LogControl => vec![&LOG_CONTROL],
             Self::OwnManager => vec![&OWN_MANAGER],
             Self::OwnMachine(_) => vec![&OWN_MACHINE],
@@ -128,7 +131,11 @@ async fn resolve(daemon: &Arc<Daemon>, call: &Call) -> Outcome<Object> {
         return unescape(label).filter(|name| daemon.knows(name)).map(Object::Machine).ok_or_else(unknown);
     }
     if let Some(label) = path.strip_prefix(IMAGES).and_then(|p| p.strip_prefix('/')) {
-        return unescape(label).filter(|name| image::exists(daemon, name)).map(Object::Image).ok_or_else(unknown);
+        let name = unescape(label).ok_or_else(unknown)?;
+        return match image::exists(daemon, &name) {
+            true => Ok(Object::Image(name)),
+            false => defined::find(daemon, &name).map(Object::Defined).ok_or_else(unknown),
+        };
     }
     if let Some(label) = path.strip_prefix(OWN_MACHINES).and_then(|p| p.strip_prefix('/')) {
         return unescape(label).filter(|name| own::exists(daemon, name)).map(Object::OwnMachine).ok_or_else(unknown);
@@ -176,6 +183,7 @@ pub(super) async fn dispatch(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
         Object::Manager => manager::call(daemon, call, &member).await,
         Object::Machine(name) => machine::call(daemon, call, &member, &name).await,
         Object::Image(name) => image::call(daemon, call, &member, &name).await,
+        Object::Defined(machine) => machine.call(call, &member),
         Object::OwnManager => own::manager_call(daemon, call, &member).await,
         Object::OwnMachine(name) => own::machine_call(daemon, call, &member, &name).await,
         Object::Systemd => units::call(daemon, call, &member).await,
@@ -290,6 +298,7 @@ async fn read(daemon: &Arc<Daemon>, object: &Object) -> Outcome<Properties> {
         Object::Manager => Ok(manager::properties(daemon)),
         Object::Machine(name) => machine::properties(daemon, name),
         Object::Image(name) => image::properties(daemon, name).await,
+        Object::Defined(machine) => Ok(machine.properties(daemon)),
         Object::LogControl => Ok(log_control::properties(daemon)),
         Object::OwnManager => Ok(own::manager_properties()),
         Object::OwnMachine(name) => own::machine_properties(daemon, name),
