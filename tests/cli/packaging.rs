@@ -328,6 +328,72 @@ fn wrong_options_install_nothing() {
     assert_eq!(host.files(), Vec::<String>::new());
 }
 
+#[test]
+fn packages_have_the_version_of_the_program() {
+    let version = env!("CARGO_PKG_VERSION");
+    for (file, line) in [
+        ("packaging/rpm/machinist.spec", format!("Version:        {version}")),
+        ("packaging/arch/PKGBUILD", format!("pkgver={version}")),
+    ] {
+        let text = fs::read_to_string(file).expect("text");
+        assert!(text.lines().any(|l| l == line), "{file} lacks `{line}`");
+    }
+}
+
+#[test]
+fn the_rpm_takes_every_file_that_is_installed() {
+    let spec = fs::read_to_string("packaging/rpm/machinist.spec").expect("text");
+    let files = spec.split("\n%files").skip(1).collect::<String>().replace("%{unitdir}", "/usr/lib/systemd/system");
+    let host = Host::new();
+    host.ok(&["--prefix", "/usr", "--systemd", "--no-manifest"]);
+    for file in host.files() {
+        let known = files.lines().filter_map(|line| line.split_whitespace().last()).any(|pattern| {
+            let dir = pattern == "/usr/lib/machinist" && file.starts_with(pattern);
+            dir || pattern == file
+                || pattern.strip_suffix(".1*").is_some_and(|p| file.starts_with(p.trim_end_matches('*')))
+                || pattern.strip_suffix('*') == Some(file.as_str())
+        });
+        assert!(known, "%files lacks {file}");
+    }
+}
+
+#[test]
+fn debian_packages_hold_what_is_installed() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let out = dir.path().to_str().expect("text");
+    let build = ["--program", env!("CARGO_BIN_EXE_machinist"), "--output", out];
+    let mut command = Command::new("packaging/deb/build");
+    let output = command.args(build).env("DPKG_DEB_COMPRESSOR_TYPE", "none").output().expect("run the script");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let packages: Vec<&str> = said.lines().collect();
+    assert_eq!(packages.len(), 2, "{said}");
+    let contents = |package: &str| -> BTreeSet<String> {
+        let (status, list) = run("dpkg-deb", &["--contents", package]);
+        assert_eq!(status, Some(0), "{list}");
+        let names =
+            list.lines().filter(|line| !line.starts_with('d')).map(|line| line.split(" ./").nth(1).expect("a name"));
+        names.map(|name| format!("/{}", name.split(" -> ").next().unwrap_or(name))).collect()
+    };
+    let (main, machine1) = (contents(packages[0]), contents(packages[1]));
+    assert!(main.is_disjoint(&machine1), "{:?}", main.intersection(&machine1));
+    let host = Host::new();
+    host.ok(&["--prefix", "/usr", "--systemd", "--no-manifest"]);
+    for file in host.files() {
+        let file = file.replace("zsh/site-functions", "zsh/vendor-completions");
+        let file = if file.contains("/man/") { format!("{file}.gz") } else { file };
+        assert!(main.contains(&file) || machine1.contains(&file), "neither has {file}");
+    }
+    for file in ["/etc/init.d/machinist", "/usr/lib/systemd/system/machinist-machines.service"] {
+        assert!(main.contains(file), "{file}");
+    }
+    let field = |package: &str, field: &str| run("dpkg-deb", &["--field", package, field]).1.trim().to_owned();
+    assert!(field(packages[0], "Depends").contains("libc6 (>= "), "{}", field(packages[0], "Depends"));
+    assert_eq!(field(packages[1], "Conflicts"), "systemd-container");
+    let (_, conffiles) = run("dpkg-deb", &["--info", packages[0], "conffiles"]);
+    assert_eq!(conffiles, "/etc/default/machinist\n/etc/init.d/machinist\n/etc/init.d/machinist-machines\n");
+}
+
 /// The verbs and options that units and scripts use, each line of them that runs the program.
 fn calls() -> Vec<(PathBuf, String)> {
     let mut calls = Vec::new();
