@@ -133,7 +133,7 @@ struct Daemon {
     last_call: Mutex<Instant>,
     read_group: Option<u32>,
     operations: AtomicUsize,
-    units: units::Units,
+    stand_in: units::Units,
     say: fn(u8, &str),
     quit: Event,
 }
@@ -283,7 +283,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         last_call: Mutex::new(Instant::now()),
         read_group: options.read_group,
         operations: AtomicUsize::new(0),
-        units: units::Units::default(),
+        stand_in: units::Units::default(),
         say: options.say,
         quit: Event::new(),
     });

@@ -118,7 +118,7 @@ async fn resolve(daemon: &Arc<Daemon>, call: &Call) -> Outcome<Object> {
         MANAGER_PATH => return Ok(Object::Manager),
         LOG_CONTROL_PATH => return Ok(Object::LogControl),
         OWN_PATH => return Ok(Object::OwnManager),
-        SYSTEMD_PATH if daemon.units.served.load(Ordering::Relaxed) => return Ok(Object::Systemd),
+        SYSTEMD_PATH if daemon.stand_in.served.load(Ordering::Relaxed) => return Ok(Object::Systemd),
         _ if is_parent(&path) => return Ok(Object::Node),
         _ => {}
     }
@@ -141,7 +141,7 @@ async fn resolve(daemon: &Arc<Daemon>, call: &Call) -> Outcome<Object> {
         return unescape(label).filter(|name| own::exists(daemon, name)).map(Object::OwnMachine).ok_or_else(unknown);
     }
     if let Some(label) = path.strip_prefix(UNITS).and_then(|p| p.strip_prefix('/'))
-        && daemon.units.served.load(Ordering::Relaxed)
+        && daemon.stand_in.served.load(Ordering::Relaxed)
     {
         return unescape(label).map(Object::Unit).ok_or_else(unknown);
     }

@@ -50,7 +50,7 @@ pub(super) async fn take_name(daemon: &Daemon) -> Option<&'static str> {
     }
     let reply = daemon.connection.request_name_with_flags(SYSTEMD1, RequestNameFlags::DO_NOT_QUEUE).await;
     if matches!(reply, Ok(RequestNameReply::PrimaryOwner | RequestNameReply::AlreadyOwner)) {
-        daemon.units.served.store(true, Ordering::Relaxed);
+        daemon.stand_in.served.store(true, Ordering::Relaxed);
         return Some(SYSTEMD1);
     }
     let text = "Cannot own org.freedesktop.systemd1, so machinectl cannot start and enable machines here.";
@@ -129,7 +129,7 @@ impl Unit {
             Some(Phase::Starting) => ("activating", "start"),
             Some(Phase::Running) => ("active", "running"),
             Some(Phase::Stopping) => ("deactivating", "stop-sigterm"),
-            None if lock(&daemon.units.failed).contains(&self.name) => ("failed", "failed"),
+            None if lock(&daemon.stand_in.failed).contains(&self.name) => ("failed", "failed"),
             None => ("inactive", "dead"),
         }
     }
@@ -299,7 +299,7 @@ pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Out
         "ResetFailedUnit" => {
             let unit = Unit::get(daemon, &call.arguments::<String>()?)?;
             manage(daemon, call, "units", &unit.id(), "reset-failed").await?;
-            lock(&daemon.units.failed).remove(&unit.name);
+            lock(&daemon.stand_in.failed).remove(&unit.name);
             call.reply(&())
         }
         "GetUnitFileState" => {
@@ -399,7 +399,7 @@ struct JobEnd {
 async fn job(daemon: &Arc<Daemon>, call: &Call, kind: &str, unit: &str) -> Outcome {
     let name = Unit::get(daemon, unit)?.name;
     manage(daemon, call, "units", unit, &kind.to_lowercase()).await?;
-    let id = daemon.units.jobs.fetch_add(1, Ordering::Relaxed) + 1;
+    let id = daemon.stand_in.jobs.fetch_add(1, Ordering::Relaxed) + 1;
     let path = object_path(format!("{SYSTEMD_PATH}/job/{id}"))?;
     let end = Arc::new(JobEnd::default());
     let ended = end.event.listen();
@@ -434,7 +434,7 @@ impl Daemon {
         if runs == (verb == "start") {
             return Ok(());
         }
-        lock(&self.units.failed).remove(name);
+        lock(&self.stand_in.failed).remove(name);
         let finished = self.run(&["--quiet", verb, "--", name.as_str()]).await?;
         let result = finished.check();
         match &result {
@@ -443,7 +443,7 @@ impl Daemon {
             Err(failure) => {
                 self.say(Level::Err, &failure.text);
                 if verb != "stop" {
-                    lock(&self.units.failed).insert(name.clone());
+                    lock(&self.stand_in.failed).insert(name.clone());
                 }
             }
         }
