@@ -6,6 +6,7 @@ mod complete;
 pub mod config;
 pub mod daemon;
 pub mod enter;
+pub mod image;
 pub mod look;
 pub mod machine;
 mod man;
@@ -129,6 +130,13 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Look at the images that machines start from, and change them
+    Image {
+        #[command(subcommand)]
+        verb: image::ImageVerb,
+    },
+    #[command(flatten)]
+    FlatImage(image::FlatVerb),
     /// Print the JSON schema of the machine file
     Schema,
     /// Tell what happens to machines, as it happens
@@ -328,6 +336,8 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::Man { directory } => man::man(&directory),
         Verb::Completion { shell } => complete::script(shell),
         Verb::Inside => Ok(crate::inside::serve()),
+        Verb::Image { verb } => image::run(layout, verb, quiet),
+        Verb::FlatImage(verb) => image::run(layout, verb.into(), quiet),
         Verb::Schema => output::written(|out| config::schema(out)),
     }
 }

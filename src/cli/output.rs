@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::io::{IsTerminal as _, Write};
 
 use crate::config::ConfigError;
+use crate::image::ImageError;
 use crate::plan::PlanError;
 use crate::supervisor::MachineError;
 use crate::supervisor::enter::EnterError;
@@ -83,6 +84,17 @@ impl Failure {
             _ => status::FAILED,
         };
         Self { status, causes: vec![error.to_string()], ..Self::new(doing) }
+    }
+
+    /// A verb on an image that failed; the error says what was tried.
+    pub(crate) fn image(error: &ImageError) -> Self {
+        let status = match error {
+            ImageError::InvalidName { .. } => status::USAGE,
+            ImageError::Call { cause, .. } => Self::call("", cause).status,
+            _ => status::FAILED,
+        };
+        let hint = error.hint().map(str::to_owned);
+        Self { status, causes: sources(error), hint, ..Self::new(error.to_string()) }
     }
 
     pub(crate) fn enter(error: &EnterError) -> Self {

@@ -142,6 +142,11 @@ fn errno_text(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
+/// Reads a size as files and the command line have it, "512M" for instance; gives bytes.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    units::Size::parse(text).map(|size| size.0).map_err(|complaint| complaint.why())
+}
+
 /// Reads a duration as machine files have it, for the command line; `None` is for ever.
 pub fn parse_time(text: &str) -> Result<Option<std::time::Duration>, String> {
     units::Timeout::parse(text).map(|t| t.0).map_err(|complaint| complaint.why())

@@ -83,7 +83,7 @@ pub(super) struct Size(pub(super) u64);
 const SIZE_UNITS: [(&str, u64); 5] = [("", 1), ("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30), ("T", 1 << 40)];
 
 impl Size {
-    fn parse(text: &str) -> Result<Self, Complaint> {
+    pub(super) fn parse(text: &str) -> Result<Self, Complaint> {
         let wrong = || Complaint::new(format!("{} is no size, as in \"512M\"", quoted(text)));
         let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
         let number: u64 = digits.parse().map_err(|_| wrong())?;

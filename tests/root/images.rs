@@ -1,7 +1,7 @@
 //! The image store on real file systems, beside the real systemd-nspawn.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::support::{Host, finish, tree};
@@ -169,4 +169,241 @@ fn machines_that_one_command_started_do_not_hold_each_others_trees() {
     }
     host.wait_for("the locks to go", || locks(&host).is_empty());
     host.wait_for("the end", || host.run(&["status", "--json", &two]).stdout.contains("stopped"));
+}
+
+/// Everything in the store's directory.
+fn files(host: &Host) -> Vec<String> {
+    let entries = std::fs::read_dir(host.path("var/lib/machines")).expect("the store");
+    let mut files: Vec<_> = entries.map(|e| e.expect("entry").file_name().to_string_lossy().into_owned()).collect();
+    files.sort();
+    files
+}
+
+/// A verb that fails with status 1, and what it says.
+fn refused(host: &Host, args: &[&str]) -> String {
+    let output = host.run(args);
+    assert_eq!((output.status, output.stdout.as_str()), (1, ""), "{output:?}");
+    output.stderr
+}
+
+#[test]
+fn an_image_in_use_by_us_or_systemd_nspawn_is_not_removed_renamed_or_marked() {
+    let host = Host::new();
+    image(&host, "web");
+    let tree = host.path("var/lib/machines/web").display().to_string();
+    let machine = host.define("m", &format!("[root.overlay]\nlower = [\"web\"]\n{SLEEP}"));
+    let refuse = |by: &str| {
+        let told = format!("error: image 'web' is in use by {by}\n");
+        assert_eq!(refused(&host, &["remove", "web"]), told);
+        assert_eq!(refused(&host, &["rename", "web", "www"]), told);
+        assert_eq!(refused(&host, &["read-only", "web"]), told);
+        assert_eq!(host.ok(&["image", "clean", "--all"]), "", "left alone");
+    };
+    host.ok(&["start", &machine]);
+    refuse(&format!("process {}, machinist", host.status(&machine, "supervisor")));
+    host.ok(&["kill", &machine]);
+    host.wait_for("the locks to go", || locks(&host).is_empty());
+
+    let child = running_nspawn(&host, &["-D", &tree]);
+    refuse(&format!("process {}, systemd-nspawn", child.id()));
+    let output = host.run(&["clone", "web", "www"]);
+    let told = "warning: image 'web' is in use: its files were copied at different moments\n\
+                Cloned image 'web' as 'www' by copying.\n";
+    assert_eq!((output.status, output.stderr.as_str()), (0, told));
+    end(child);
+
+    let output = host.run(&["image", "remove", "web", "www"]);
+    let definition = host.path("etc/machinist/machines").join(format!("{machine}.toml"));
+    let told = format!(
+        "Removed image 'web'.\nwarning: '{}' still names image 'web'\nRemoved image 'www'.\n",
+        definition.display()
+    );
+    assert_eq!((output.status, output.stderr), (0, told));
+    assert!(definition.exists());
+    assert_eq!(files(&host), Vec::<String>::new());
+}
+
+#[test]
+fn a_clone_of_a_tree_boots() {
+    let host = Host::new();
+    image(&host, "web");
+    host.ok(&["clone", "web", "www"]);
+    let tree = host.path("var/lib/machines/www").display().to_string();
+    let script = "[boot]\ncommand = [\"/bin/stat\", \"-c\", \"%a %u\", \"/bin/busybox\"]\n";
+    let machine = host.define("m", &format!("[root]\ndirectory = \"{tree}\"\n{script}"));
+    assert_eq!(host.ok(&["run", &machine]), "755 0\n");
+    host.assert_nothing_left();
+}
+
+/// A `clone` of an image that takes a while, and the process that does it.
+fn slow_clone(host: &Host) -> (Child, nix::unistd::Pid) {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=copy_file_range"]);
+    command.args(["-e", "inject=copy_file_range:delay_enter=100000", env!("CARGO_BIN_EXE_machinist"), "--root"]);
+    let command = command.arg(host.root()).args(["clone", "web", "www"]).env("NO_COLOR", "1");
+    let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("strace");
+    let copied = host.path("var/lib/machines/.#machinist.www/etc");
+    host.wait_for("the clone to begin", || copied.exists());
+    let path = format!("/proc/{0}/task/{0}/children", child.id());
+    let children = std::fs::read_to_string(path).expect("children");
+    (child, nix::unistd::Pid::from_raw(children.trim().parse().expect("one child")))
+}
+
+#[test]
+fn an_interrupted_clone_leaves_nothing_and_what_a_killed_one_leaves_is_cleaned_up() {
+    use nix::sys::signal::{Signal, kill};
+    let host = Host::new();
+    image(&host, "web");
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let (child, pid) = slow_clone(&host);
+        kill(pid, signal).expect("kill");
+        let output = child.wait_with_output().expect("wait");
+        let told = "error: cannot clone image 'web' as 'www': interrupted; nothing is left of it\n";
+        assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(1), told));
+        assert_eq!(files(&host), ["web"]);
+        assert_eq!(locks(&host), Vec::<String>::new());
+    }
+    let (mut child, pid) = slow_clone(&host);
+    kill(pid, Signal::SIGKILL).expect("kill");
+    child.wait().expect("wait");
+    let machine_sees = host.ok(&["image", "list", "--all", "--json"]);
+    assert!(!machine_sees.contains("www"), "{machine_sees}");
+    host.ok(&["clean"]);
+    assert_eq!(files(&host), [".#web.lck", "web"]);
+    host.ok(&["remove", "web"]);
+    assert_eq!(files(&host), Vec::<String>::new());
+}
+
+/// Runs a command to its end and fails the test if it fails; gives its standard output.
+fn sh(script: &str, at: &Path) -> String {
+    let output = finish(Command::new("sh").args(["-ec", script]).current_dir(at));
+    assert_eq!(output.status, 0, "{script}: {output:?}");
+    output.stdout
+}
+
+/// Runs a test with a new btrfs as the store, in a mount namespace that ends with it however the test does.
+fn on_btrfs(test: fn(&Host, PathBuf)) {
+    let host = Host::new();
+    // A thread of its own, for the mount namespace belongs to the thread.
+    let result = std::thread::scope(|scope| {
+        let run = || {
+            use nix::mount::{MsFlags, mount};
+            let none = None::<&str>;
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("unshare");
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("mount");
+            sh(
+                "truncate -s 512M disk; mkfs.btrfs -q disk; mkdir -p var/lib/machines; mount -o loop disk var/lib/machines",
+                host.root(),
+            );
+            test(&host, host.path("var/lib/machines"));
+            // Gone before the next look at it; what a failed test leaves goes with its namespace.
+            sh("umount var/lib/machines", host.root());
+        };
+        scope.spawn(run).join()
+    });
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+    let loops = finish(Command::new("losetup").args(["--noheadings", "-O", "NAME", "-j"]).arg(host.path("disk")));
+    assert_eq!(loops.stdout, "");
+}
+
+/// One field of what is said of an image.
+fn field(host: &Host, name: &str, field: &str) -> String {
+    host.ok(&["show-image", name, "-p", field]).trim_end().rsplit_once('=').expect("a property").1.to_owned()
+}
+
+/// A script that makes a subvolume with others in it, one of them read-only.
+const SUBVOLUMES: &str = "btrfs -q subvolume create web; mkdir -p web/var/lib web/etc
+    btrfs -q subvolume create web/home; btrfs -q subvolume create web/var/lib/machines
+    btrfs -q subvolume create web/var/lib/machines/inner
+    echo of web >web/etc/file; echo of home >web/home/file; echo of inner >web/var/lib/machines/inner/file
+    btrfs -q property set web/var/lib/machines/inner ro true";
+
+#[test]
+fn a_subvolume_is_cloned_as_a_snapshot_with_those_in_it() {
+    on_btrfs(|host, store| {
+        sh(SUBVOLUMES, &store);
+        assert_eq!(field(host, "web", "Type"), "subvolume");
+        let output = host.run(&["clone", "web", "www"]);
+        assert_eq!((output.status, output.stderr.as_str()), (0, "Cloned image 'web' as 'www' as a snapshot.\n"));
+        host.ok(&["clone", "--read-only", "www", "frozen"]);
+        for clone in ["www", "frozen"] {
+            let script = "cat etc/file home/file var/lib/machines/inner/file; stat -c %i . home var/lib/machines/inner";
+            let seen = sh(script, &store.join(clone));
+            assert_eq!(seen, "of web\nof home\nof inner\n256\n256\n256\n", "{clone}");
+        }
+        let writable = |path: &str| std::fs::write(store.join(path).join("new"), "").is_ok();
+        assert!(writable("www") && writable("www/home") && !writable("www/var/lib/machines/inner"));
+        assert!(!writable("frozen") && !writable("frozen/home") && !writable("frozen/var/lib/machines"));
+        assert!(!store.join("web/new").exists());
+        assert_eq!(["www", "frozen"].map(|name| field(host, name, "ReadOnly")), ["no", "yes"]);
+
+        host.ok(&["rename", "frozen", "ice"]);
+        host.ok(&["read-only", "ice", "no"]);
+        assert!(writable("ice") && field(host, "ice", "ReadOnly") == "no");
+        host.ok(&["read-only", "ice"]);
+        host.ok(&["remove", "ice", "www", "web"]);
+        assert_eq!(files(host), Vec::<String>::new());
+        assert_eq!(sh("btrfs subvolume list .", &store), "", "nor any subvolume without a name");
+    });
+}
+
+#[test]
+fn a_directory_on_btrfs_shares_its_contents_with_its_clone() {
+    on_btrfs(|host, store| {
+        sh(
+            "mkdir web; head -c 50M /dev/urandom >web/large; echo x >web/small; head -c 20M /dev/urandom >disk.raw",
+            &store,
+        );
+        let used = || sh("sync; btrfs filesystem usage -b . | awk '/^ *Used:/ { print $2 }'", &store);
+        let before: u64 = used().trim().parse().expect("a number");
+        for (from, to) in [("web", "www"), ("disk", "disk2")] {
+            let output = host.run(&["clone", from, to]);
+            let told = format!("Cloned image '{from}' as '{to}' file by file, sharing contents (reflink).\n");
+            assert_eq!((output.status, output.stderr), (0, told));
+        }
+        let after: u64 = used().trim().parse().expect("a number");
+        assert!(after < before + (5 << 20), "{before} {after}");
+        sh("cmp web/large www/large; cmp disk.raw disk2.raw", &store);
+        assert_eq!(["web", "www"].map(|name| field(host, name, "Type")), ["directory", "subvolume"]);
+        host.ok(&["clean", "--all"]);
+        assert_eq!(files(host), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_limit_is_kept_by_the_file_system_and_refused_where_there_are_no_quotas() {
+    on_btrfs(|host, store| {
+        sh("btrfs -q subvolume create web; mkdir plain", &store);
+        let told = refused(host, &["set-limit", "web", "10M"]);
+        let hint = format!("  hint: `btrfs quota enable {}` makes it keep them\n", store.join("web").display());
+        assert_eq!(told, format!("error: cannot limit image 'web': its file system keeps no quotas\n{hint}"));
+        let none = u64::MAX.to_string();
+        assert_eq!(["Usage", "Limit"].map(|f| field(host, "web", f)), [none.clone(), none.clone()]);
+
+        sh("btrfs quota enable .; btrfs -q quota rescan -w . || true", &store);
+        host.ok(&["set-limit", "web", "10M"]);
+        assert_eq!(field(host, "web", "Limit"), (10 << 20).to_string());
+        let full = finish(
+            Command::new("dd")
+                .args(["if=/dev/urandom", "of=file", "bs=1M", "count=20", "conv=fsync"])
+                .current_dir(store.join("web")),
+        );
+        assert!(full.status == 1 && full.stderr.contains("Disk quota exceeded"), "{full:?}");
+        sh("sync", &store);
+        let usage: u64 = field(host, "web", "Usage").parse().expect("a number");
+        assert!((5 << 20..=10 << 20).contains(&usage), "{usage}");
+        host.ok(&["image", "limit", "web", "-"]);
+        assert_eq!(field(host, "web", "Limit"), none);
+        sh("head -c 20M /dev/urandom >file; sync", &store.join("web"));
+
+        host.ok(&["set-limit", "1G"]);
+        assert!(host.ok(&["show-image"]).ends_with("PoolLimit=1073741824\n"));
+        host.ok(&["set-limit", "-"]);
+        let told = refused(host, &["set-limit", "plain", "1G"]);
+        let why = "it is a directory, and only subvolumes of btrfs can be limited";
+        assert_eq!(told, format!("error: cannot limit image 'plain': {why}\n"));
+        assert_eq!(host.run(&["set-limit", "web", "much"]).status, 2);
+    });
 }
