@@ -118,6 +118,9 @@ impl<T, E: fmt::Display> Doing<T> for Result<T, E> {
 /// Operations that may run at once: more are refused, so that a caller cannot make us run out of threads.
 const OPERATIONS: usize = 64;
 
+/// Files that the daemon may have open, if the hard limit allows that.
+const FILES: u64 = 16 * 1024;
+
 /// What all handlers share.
 struct Daemon {
     layout: Layout,
@@ -261,7 +264,19 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
     zbus::block_on(serve(options))
 }
 
+/// Makes room for machines and clients, each of which costs two descriptors.
+///
+/// The usual limit of 1,024 is for programs that use `select(2)`; programs started in machines come with their own.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Where it may not be raised, there is room for less.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(FILES)), hard);
+    }
+}
+
 async fn serve(options: &Options) -> Result<(), DaemonError> {
+    raise_file_limit();
     let builder = match &options.bus {
         Some(address) => Builder::address(address.as_str()),
         None => Builder::system(),

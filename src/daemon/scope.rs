@@ -49,11 +49,12 @@ async fn call<T: serde::Serialize + DynamicType>(
     daemon.connection.call_method(Some(SYSTEMD), PATH, Some(MANAGER), member, arguments).await
 }
 
-/// Whether there is a systemd that can be asked.
+/// Whether there is a systemd that can be asked; we may own its name ourselves where there is none.
 async fn has_systemd(daemon: &Daemon) -> bool {
     let Ok(bus) = zbus::fdo::DBusProxy::new(&daemon.connection).await else { return false };
     let Ok(name) = zbus::names::BusName::try_from(SYSTEMD) else { return false };
-    bus.name_has_owner(name).await.unwrap_or(false)
+    let owner = bus.get_name_owner(name).await;
+    owner.is_ok_and(|owner| daemon.connection.unique_name().is_none_or(|own| own.as_str() != owner.as_str()))
 }
 
 /// Puts a leader into a scope of its own; without systemd on the host it stays where it is.

@@ -1,5 +1,6 @@
 //! A bus of its own for a test's host, with the daemon on it.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -55,7 +56,7 @@ impl Bus {
             .stdin(Stdio::null())
             .spawn()
             .expect("run dbus-daemon");
-        wait_for("the bus", Duration::from_secs(20), || socket.exists());
+        wait_for("the bus", Duration::from_secs(20), || UnixStream::connect(&socket).is_ok());
         let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
         let daemon = Self::spawn_daemon(host, &socket, &arguments);
         let bus = Self { socket, bus, daemon, arguments };
@@ -96,6 +97,14 @@ impl Bus {
         });
         self.daemon = Self::spawn_daemon(host, &self.socket, &self.arguments);
         self.wait_for_daemon();
+    }
+
+    /// Ends the daemon as a service manager does, and fails the test unless it ends well.
+    pub(crate) fn stop_daemon(&mut self) {
+        let status = Command::new("kill").arg(self.daemon.id().to_string()).status().expect("run kill");
+        assert!(status.success());
+        let status = self.daemon.wait().expect("wait for the daemon");
+        assert!(status.success(), "{status}");
     }
 
     /// `busctl` on this bus.

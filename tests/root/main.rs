@@ -18,4 +18,5 @@ mod small_tree;
 mod smoke;
 #[allow(dead_code, reason = "used as more tests come")]
 mod support;
+mod varlink;
 mod verbs;

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit};
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -38,7 +39,7 @@ use crate::daemon::log_control::Level;
 use crate::sys::{self, Context as _, Errno, socket};
 use wire::{Answer, Incoming, Refusal, Reply, Request};
 
-/// Connections at once, of everybody and of each user but root.
+/// Connections at once, of everybody and of each user but root; fewer if the limit of open files is low.
 const CONNECTIONS: usize = 1024;
 /// See [`CONNECTIONS`].
 const CONNECTIONS_OF_USER: usize = 128;
@@ -146,7 +147,10 @@ impl Place {
         let mut counts = lock(connections);
         let all: usize = counts.values().sum();
         let own = counts.entry(uid).or_default();
-        if all >= CONNECTIONS || uid != 0 && *own >= CONNECTIONS_OF_USER {
+        let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+        // Each has its socket and its pidfd, and there are machines besides.
+        let most = usize::try_from(files / 4).unwrap_or(CONNECTIONS).min(CONNECTIONS);
+        if all >= most || uid != 0 && *own >= CONNECTIONS_OF_USER {
             return None;
         }
         *own += 1;
