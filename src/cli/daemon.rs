@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use super::output::Failure;
 use crate::daemon::{self, Machine1, Options};
 use crate::spec::Layout;
+use crate::supervisor::seal;
 
 /// Whether to serve `org.freedesktop.machine1`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -58,6 +59,14 @@ fn group(text: &str) -> Result<u32, Failure> {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
         _ => Err(Failure::usage(format!("there is no group '{text}'"))),
     }
+}
+
+/// Is a helper of a daemon: what may wait for a machine.
+pub(crate) fn help(layout: &Layout, sealed: bool) -> Result<u8, Failure> {
+    if sealed {
+        seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
+    }
+    daemon::help(layout).map(|()| 0).map_err(|e| Failure::new(e.to_string()))
 }
 
 /// One line on standard error, with the priority that the journal reads where nobody watches.

@@ -42,7 +42,7 @@ pub struct ShellArgs {
 pub fn exec(target: &Target<'_>, args: ExecArgs) -> Result<u8, EnterError> {
     let ExecArgs { argv, user, environment, directory, timeout, tty } = args;
     let stdio = if tty { Stdio::Terminal } else { Stdio::Inherit };
-    let command = Command { argv, user, environment, directory, timeout, stdio, login_shell: false };
+    let command = Command { argv, user, environment, directory, timeout, stdio, ..Command::default() };
     enter::run(target, &command).map(enter::Outcome::exit_status)
 }
 
@@ -55,7 +55,7 @@ pub fn exec(target: &Target<'_>, args: ExecArgs) -> Result<u8, EnterError> {
 pub fn shell(target: &Target<'_>, args: ShellArgs) -> Result<u8, EnterError> {
     let ShellArgs { argv, user, environment, directory } = args;
     let stdio = if std::io::stdin().is_terminal() { Stdio::Terminal } else { Stdio::Inherit };
-    let command = Command { argv, user, environment, directory, timeout: None, stdio, login_shell: true };
+    let command = Command { argv, user, environment, directory, stdio, login_shell: true, ..Command::default() };
     enter::run(target, &command).map(enter::Outcome::exit_status)
 }
 

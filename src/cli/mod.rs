@@ -164,6 +164,13 @@ enum Verb {
     /// Do one thing with the files of a machine, as asked on standard input
     #[command(name = crate::inside::VERB, hide = true)]
     Inside,
+    /// Visit a machine for the daemon
+    #[command(hide = true)]
+    Helper {
+        /// The machine could write to our program
+        #[arg(long)]
+        sealed: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -338,6 +345,7 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::Inside => Ok(crate::inside::serve()),
         Verb::Image { verb } => image::run(layout, verb, quiet),
         Verb::FlatImage(verb) => image::run(layout, verb.into(), quiet),
+        Verb::Helper { sealed } => daemon::help(layout, sealed),
         Verb::Schema => output::written(|out| config::schema(out)),
     }
 }

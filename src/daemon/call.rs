@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zbus::message::{Flags, Header};
 use zbus::wire::{DynamicType, Type};
-use zbus::{Connection, Message};
+use zbus::{Connection, DBusError as _, Message};
 
 use super::interface::MANAGER;
 use super::objects::MANAGER_PATH;
@@ -101,6 +101,9 @@ impl From<zbus::Error> for Failure {
         match e {
             zbus::Error::MethodError(name, text, _) => {
                 Self { name: name.to_string().into(), text: text.unwrap_or_default() }
+            }
+            zbus::Error::FDO(e) => {
+                Self { name: e.name().to_string().into(), text: e.description().unwrap_or_default().to_owned() }
             }
             other => Self::failed(other),
         }

@@ -387,15 +387,8 @@ impl Running {
     fn start_command(&self, argv: &[&str]) -> Option<enter::Running> {
         let (rights, group) = (self.state.rights(), self.state.payload_group());
         let target = self.state.target(self.leader.as_fd(), &group, &rights);
-        let command = Command {
-            argv: argv.iter().map(|a| (*a).to_owned()).collect(),
-            user: None,
-            environment: Vec::new(),
-            directory: None,
-            timeout: None,
-            stdio: Stdio::Null,
-            login_shell: false,
-        };
+        let command =
+            Command { argv: argv.iter().map(|a| (*a).to_owned()).collect(), stdio: Stdio::Null, ..Command::default() };
         // A machine that cannot be asked is killed when its time is up.
         enter::start(&target, &command).ok()
     }

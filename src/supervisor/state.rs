@@ -302,7 +302,7 @@ impl State {
     pub fn target<'a>(&self, leader: BorrowedFd<'a>, cgroup: &'a Path, rights: &'a Rights) -> Target<'a> {
         Target {
             leader,
-            cgroup,
+            cgroup: Some(cgroup),
             rights,
             user_namespace: self.ids.is_some(),
             network_namespace: self.private_network,

@@ -142,7 +142,7 @@ pub(crate) fn act() -> Option<u8> {
     let rights = Rights { capabilities: job.capabilities, filter, no_new_privileges: job.no_new_privileges };
     let target = Target {
         leader: leader.as_fd(),
-        cgroup: &job.cgroup,
+        cgroup: Some(&job.cgroup),
         rights: &rights,
         user_namespace: job.user,
         network_namespace: job.network,

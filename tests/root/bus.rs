@@ -33,6 +33,7 @@ pub(crate) struct Bus {
     socket: PathBuf,
     bus: Child,
     daemon: Child,
+    log: PathBuf,
     arguments: Vec<String>,
 }
 
@@ -59,7 +60,7 @@ impl Bus {
         wait_for("the bus", Duration::from_secs(20), || UnixStream::connect(&socket).is_ok());
         let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
         let daemon = Self::spawn_daemon(host, &socket, &arguments);
-        let bus = Self { socket, bus, daemon, arguments };
+        let bus = Self { socket, bus, daemon, log: host.path("daemon.log"), arguments };
         bus.wait_for_daemon();
         bus
     }
@@ -68,8 +69,8 @@ impl Bus {
         let address = format!("unix:path={}", socket.display());
         let mut command = host.command();
         command.args(["daemon", "--machine1", "yes", "--bus", &address]).args(arguments);
-        // What it says is of use only where a test fails, and is shown there.
-        command.stdin(Stdio::null()).spawn().expect("run the daemon")
+        let log = std::fs::File::options().create(true).append(true).open(host.path("daemon.log")).expect("a log");
+        command.stdin(Stdio::null()).stderr(log).spawn().expect("run the daemon")
     }
 
     fn wait_for_daemon(&self) {
@@ -81,6 +82,11 @@ impl Bus {
     /// The address of the bus.
     pub(crate) fn address(&self) -> String {
         format!("unix:path={}", self.socket.display())
+    }
+
+    /// What the daemon has said.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).expect("the log")
     }
 
     /// The daemon's process.
@@ -148,12 +154,16 @@ impl Bus {
     }
 }
 
+#[expect(clippy::print_stderr, reason = "what the daemon said is of use where a test fails")]
 impl Drop for Bus {
     fn drop(&mut self) {
         for child in [&mut self.daemon, &mut self.bus] {
             // They may have ended by themselves.
             let _ = child.kill();
             let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("the daemon said:\n{}", self.log());
         }
     }
 }

@@ -6,6 +6,7 @@ mod boots;
 mod bus;
 mod cves;
 mod cycles;
+mod daemon_enter;
 mod daemon_inspect;
 mod images;
 mod isolation;

@@ -13,7 +13,7 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags};
 
 use super::streams::{Ends, Streams};
 use super::users::{self, User, UserProblem};
-use super::{Cause, Command, EnterError, Report, Rights, Shown, Stdio, Target};
+use super::{Cause, Command, EnterError, Report, Rights, Shown, Stdio, Target, Work};
 use crate::sys::path::RootFd;
 use crate::sys::process::{self, Clone, Fork, ns};
 use crate::sys::{self, Context, Errno, Error, socket};
@@ -40,7 +40,12 @@ struct Image {
 
 /// Refuses what no program could be given, before anything is made.
 pub(super) fn check(command: &Command) -> Outcome<()> {
-    let texts = command.argv.iter().chain(&command.directory).chain(command.environment.iter().map(|(_, v)| v));
+    let texts = command
+        .argv
+        .iter()
+        .chain(&command.program)
+        .chain(&command.directory)
+        .chain(command.environment.iter().map(|(_, v)| v));
     for text in texts {
         if text.contains('\0') {
             return Err(EnterError::Request(format!("'{}' contains a zero byte", Shown(text))));
@@ -53,14 +58,14 @@ pub(super) fn check(command: &Command) -> Outcome<()> {
     }
     match command.argv.first().map(String::as_str) {
         None if !command.login_shell => Err(EnterError::Request("no command given".into())),
-        Some("") => Err(EnterError::Request("the name of the command is empty".into())),
+        Some("") if command.program.is_none() => Err(EnterError::Request("the name of the command is empty".into())),
         _ => Ok(()),
     }
 }
 
 /// Is the first child, from its fork on. Never returns into the caller's stack, not even by a panic.
-pub(super) fn enter(target: &Target<'_>, command: &Command, streams: &Streams, socket: &OwnedFd) -> ! {
-    let result = catch_unwind(AssertUnwindSafe(|| first_child(target, command, streams, socket)));
+pub(super) fn enter(target: &Target<'_>, work: &Work<'_>, streams: &Streams, socket: &OwnedFd) -> ! {
+    let result = catch_unwind(AssertUnwindSafe(|| first_child(target, work, streams, socket)));
     let error = match result {
         Ok(Ok(())) => process::exit_now(0),
         Ok(Err(error)) => error,
@@ -77,9 +82,11 @@ fn report(socket: &OwnedFd, report: &Report, fds: &[BorrowedFd<'_>]) {
     }
 }
 
-fn first_child(target: &Target<'_>, command: &Command, streams: &Streams, socket: &OwnedFd) -> Outcome<()> {
+fn first_child(target: &Target<'_>, work: &Work<'_>, streams: &Streams, socket: &OwnedFd) -> Outcome<()> {
     hide().map_err(enter_error)?;
-    process::close_all_except(&[socket.as_fd(), target.leader]).map_err(enter_error)?;
+    let kept: Vec<BorrowedFd<'_>> =
+        [socket.as_fd(), target.leader].into_iter().chain(streams.given_terminal()).collect();
+    process::close_all_except(&kept).map_err(enter_error)?;
     process::setns(target.leader, namespaces(target)).map_err(enter_error)?;
     if target.user_namespace {
         // Until here we are the host's root as far as files go, and a stranger to the machine.
@@ -87,31 +94,69 @@ fn first_child(target: &Target<'_>, command: &Command, streams: &Streams, socket
     }
     hide().map_err(enter_error)?;
     let root = RootFd::open("/".as_ref()).map_err(enter_error)?;
-    let user = users::resolve(&root, command.user.as_deref()).map_err(|problem| match problem {
+    match work {
+        Work::Run(command) => run(target, command, streams, socket, &root),
+        Work::Connect(path) => connect(target, path, socket, &root),
+    }
+}
+
+/// Makes the second child, and is gone; the caller's child, not ours, so that nothing of us has to stay.
+fn second(socket: &OwnedFd, child: impl FnOnce() -> EnterError) -> Outcome<()> {
+    let how = Clone { sibling: true, ..Clone::default() };
+    match process::clone3(how).map_err(enter_error)? {
+        Fork::Child => {
+            report(socket, &Report::Failed(child()), &[]);
+            process::exit_now(127)
+        }
+        Fork::Parent(_, pidfd) => {
+            report(socket, &Report::Started, &[pidfd.as_fd()]);
+            Ok(())
+        }
+    }
+}
+
+/// Has a process that is the machine's in every way connect to a socket: whoever listens learns who connected.
+fn connect(target: &Target<'_>, path: &str, socket: &OwnedFd, root: &RootFd) -> Outcome<()> {
+    let user = users::machine_root();
+    let null = Ends::open_as_root(&Streams::null(), root, &user).map_err(|e| EnterError::Streams(e.into()))?;
+    limit(target.rights, &user, || Ok(()))?;
+    process::set_undumpable().map_err(enter_error)?;
+    null.install().map_err(|e| EnterError::Streams(e.into()))?;
+    second(socket, || {
+        let result = process::die_with_parent().and_then(|()| socket::connect_stream(path));
+        match result {
+            Ok(connection) => {
+                report(socket, &Report::Connected, &[connection.as_fd()]);
+                process::exit_now(0)
+            }
+            Err(error) => EnterError::Connect(error.into()),
+        }
+    })
+}
+
+fn run(target: &Target<'_>, command: &Command, streams: &Streams, socket: &OwnedFd, root: &RootFd) -> Outcome<()> {
+    let user = users::resolve(root, command.user.as_deref()).map_err(|problem| match problem {
         UserProblem::Refused(why) => EnterError::User(why),
         UserProblem::Unreadable(error) => enter_error(error),
     })?;
     let image = Image::new(command, &user)?;
     let streams_error = |e: Error| EnterError::Streams(e.into());
-    let mut ends = Ends::open_as_root(streams, &root, &user).map_err(streams_error)?;
+    let mut ends = Ends::open_as_root(streams, root, &user).map_err(streams_error)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     limit(target.rights, &user, || ends.open_as_user(streams))?;
-    change_directory(&root, command, &user)?;
+    change_directory(root, command, &user)?;
     // Changed ids and capabilities make a process dumpable again where fs.suid_dumpable says so.
     process::set_undumpable().map_err(enter_error)?;
     // The machine can reach the descriptors of the next process, so those of the caller go first.
     let outside: Vec<BorrowedFd<'_>> = ends.outside().collect();
     report(socket, &Report::Connected, &outside);
     let has_terminal = ends.install().map_err(streams_error)?;
-    // The caller's child, not ours, so that nothing of us has to stay.
-    let how = Clone { sibling: true, ..Clone::default() };
-    match process::clone3(how).map_err(enter_error)? {
-        Fork::Child => second_child(&image, has_terminal, socket),
-        Fork::Parent(_, pidfd) => {
-            report(socket, &Report::Started, &[pidfd.as_fd()]);
-            Ok(())
-        }
-    }
+    // A terminal that somebody else opened is somebody else's to hang up.
+    let is_tied = streams.given_terminal().is_none();
+    second(socket, || match prepare_exec(has_terminal, is_tied, socket) {
+        Ok(()) => image.execute(),
+        Err(error) => enter_error(error),
+    })
 }
 
 /// Goes with the caller, and cannot be looked into meanwhile.
@@ -173,18 +218,11 @@ fn change_directory(root: &RootFd, command: &Command, user: &User) -> Outcome<()
     result.map_err(|e| EnterError::Directory(e.into()))
 }
 
-/// Is the command's process, from its fork to exec.
-fn second_child(image: &Image, has_terminal: bool, socket: &OwnedFd) -> ! {
-    let error = match prepare_exec(has_terminal, socket) {
-        Ok(()) => image.execute(),
-        Err(error) => enter_error(error),
-    };
-    report(socket, &Report::Failed(error), &[]);
-    process::exit_now(127)
-}
-
-fn prepare_exec(has_terminal: bool, socket: &OwnedFd) -> sys::Result<()> {
-    process::die_with_parent()?;
+/// What the command's process does between its fork and exec.
+fn prepare_exec(has_terminal: bool, is_tied: bool, socket: &OwnedFd) -> sys::Result<()> {
+    if is_tied {
+        process::die_with_parent()?;
+    }
     // The caller may have died before we asked to die with it, and then nobody holds the other end.
     let mut set = [PollFd::new(socket.as_fd(), PollFlags::empty())];
     if nix::poll::poll(&mut set, PollTimeout::ZERO).call(|| "poll".into())? > 0 {
@@ -203,7 +241,7 @@ impl Image {
     fn new(command: &Command, user: &User) -> Outcome<Self> {
         let environment = environment(command, user, std::env::var("TERM").ok().as_deref());
         let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
-        let (program, argv) = match command.argv.first() {
+        let (program, argv) = match command.program.as_ref().or(command.argv.first()) {
             Some(program) => (program.clone(), command.argv.clone()),
             None => (user.shell.clone(), vec![format!("-{}", user.shell.rsplit('/').next().unwrap_or("sh"))]),
         };

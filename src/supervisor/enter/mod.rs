@@ -18,6 +18,8 @@
 mod child;
 mod family;
 mod group;
+mod place;
+mod pty;
 mod streams;
 mod users;
 
@@ -32,6 +34,9 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 pub use group::LEAF_PREFIX;
+pub use place::{Place, Sharing, host_process};
+pub use pty::Pty;
+pub use users::is_user;
 
 use crate::sys::process::{self, Clone, Ended, FilterInsn, Fork};
 use crate::sys::{self, Errno, socket};
@@ -46,8 +51,8 @@ const GRACE: Duration = Duration::from_secs(2);
 pub struct Target<'a> {
     /// pidfd of its leader.
     pub leader: BorrowedFd<'a>,
-    /// Its payload control group, a path of the host.
-    pub cgroup: &'a Path,
+    /// Its payload control group, a path of the host; without one, commands stay in the caller's.
+    pub cgroup: Option<&'a Path>,
     /// What the command may do.
     pub rights: &'a Rights,
     /// Whether it has a user namespace of its own.
@@ -74,6 +79,8 @@ pub struct Rights {
 pub struct Command {
     /// Program and arguments; empty means the user's shell.
     pub argv: Vec<String>,
+    /// What to execute where that is not the first of `argv`.
+    pub program: Option<String>,
     /// `USER` or `USER:GROUP`, each a name or a number; root if missing.
     pub user: Option<String>,
     /// Variables beyond, or instead of, the few every command gets.
@@ -156,6 +163,8 @@ pub enum EnterError {
     Directory(Cause),
     /// Standard input, output or error could not be set up or copied.
     Streams(Cause),
+    /// A socket of the machine cannot be connected to.
+    Connect(Cause),
     /// The program does not exist in the machine.
     NotFound(String),
     /// The program exists and cannot be executed.
@@ -182,6 +191,7 @@ impl fmt::Display for EnterError {
             Self::Group(cause) => write!(f, "cannot make a control group for the command: {cause}"),
             Self::Enter(cause) => write!(f, "cannot enter the machine: {cause}"),
             Self::Directory(cause) => write!(f, "cannot use the working directory: {cause}"),
+            Self::Connect(cause) => write!(f, "cannot connect to a socket of the machine: {cause}"),
             Self::Streams(cause) => write!(f, "cannot connect standard input and output: {cause}"),
             Self::NotFound(program) => write!(f, "no program '{}' in the machine", Shown(program)),
             Self::NotExecutable(cause) => write!(f, "cannot execute the command: {cause}"),
@@ -232,7 +242,7 @@ pub struct Running {
     failure: Option<EnterError>,
     deadline: Option<Instant>,
     over: bool,
-    leaf: Leaf,
+    leaf: Option<Leaf>,
 }
 
 /// Starts a command whose streams are all [`Stdio::Null`], for callers with a poll loop of their own.
@@ -240,8 +250,50 @@ pub struct Running {
 /// # Errors
 /// Only what fails on the host's side; the rest comes from [`Running::step`].
 pub fn start(target: &Target<'_>, command: &Command) -> Result<Running, EnterError> {
-    let streams = Streams::null();
-    launch(target, command, &streams)
+    child::check(command)?;
+    launch(target, &Work::Run(command), &Streams::null())
+}
+
+/// Starts a command on a terminal of the machine's, which becomes its controlling one and its user's.
+///
+/// Once executed it lives on without us; the end of the terminal is what ends it.
+///
+/// # Errors
+/// As for [`start`].
+pub fn start_on(target: &Target<'_>, command: &Command, terminal: OwnedFd) -> Result<Running, EnterError> {
+    child::check(command)?;
+    launch(target, &Work::Run(command), &Streams::given(terminal))
+}
+
+/// Connects to a stream socket of the machine, as its root and from within its namespaces; waits at most `limit`.
+///
+/// The machine decides who listens there, so the other side is as hostile as the rest of it.
+///
+/// # Errors
+/// [`EnterError::Connect`] if nobody listens there, or not in time (ETIMEDOUT).
+pub fn connect(target: &Target<'_>, path: &str, limit: Duration) -> Result<OwnedFd, EnterError> {
+    let mut running = launch(target, &Work::Connect(path), &Streams::null())?;
+    let end = Instant::now() + limit;
+    loop {
+        let result = running.step();
+        // The child ends as soon as it has sent the connection.
+        if let Some(connection) = running.outside.pop() {
+            return Ok(connection);
+        }
+        if result?.is_some() {
+            return Err(EnterError::Lost);
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let cause = Cause { call: format!("connect('{path}')"), errno: Errno::ETIMEDOUT as i32 };
+            return Err(EnterError::Connect(cause));
+        }
+        let mut set = [PollFd::new(running.poll_fd(), PollFlags::POLLIN)];
+        match nix::poll::poll(&mut set, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(EnterError::Enter(sys::Error { call: "poll".into(), errno }.into())),
+        }
+    }
 }
 
 /// Runs a command to its end, with our streams, passing on signals meant to end it.
@@ -252,9 +304,10 @@ pub fn start(target: &Target<'_>, command: &Command) -> Result<Running, EnterErr
 /// # Errors
 /// If the command was not run, or its streams failed on our side.
 pub fn run(target: &Target<'_>, command: &Command) -> Result<Outcome, EnterError> {
+    child::check(command)?;
     let signals = Signals::take().map_err(|e| EnterError::Streams(e.into()))?;
     let streams = Streams::of(command.stdio).map_err(|e| EnterError::Streams(e.into()))?;
-    let mut running = launch(target, command, &streams)?;
+    let mut running = launch(target, &Work::Run(command), &streams)?;
     let mut pump = Pump::new(streams);
     loop {
         let outcome = running.step()?;
@@ -284,13 +337,29 @@ pub fn run(target: &Target<'_>, command: &Command) -> Result<Outcome, EnterError
     }
 }
 
-fn launch(target: &Target<'_>, command: &Command, streams: &Streams) -> Result<Running, EnterError> {
-    child::check(command)?;
-    let leaf = Leaf::make(target.cgroup).map_err(|e| EnterError::Group(e.into()))?;
+/// What is to be done in the machine.
+#[derive(Debug)]
+enum Work<'a> {
+    Run(&'a Command),
+    /// Connect to the socket at this path.
+    Connect(&'a str),
+}
+
+impl Work<'_> {
+    fn timeout(&self) -> Option<Duration> {
+        match self {
+            Self::Run(command) => command.timeout,
+            Self::Connect(_) => None,
+        }
+    }
+}
+
+fn launch(target: &Target<'_>, work: &Work<'_>, streams: &Streams) -> Result<Running, EnterError> {
+    let leaf = target.cgroup.map(Leaf::make).transpose().map_err(|e| EnterError::Group(e.into()))?;
     let (ours, theirs) = socket::pair().map_err(|e| EnterError::Enter(e.into()))?;
-    let how = Clone { cgroup: Some(leaf.as_fd()), ..Clone::default() };
+    let how = Clone { cgroup: leaf.as_ref().map(AsFd::as_fd), ..Clone::default() };
     match process::clone3(how).map_err(|e| EnterError::Group(e.into()))? {
-        Fork::Child => child::enter(target, command, streams, &theirs),
+        Fork::Child => child::enter(target, work, streams, &theirs),
         Fork::Parent(_, first) => Ok(Running {
             first,
             socket: Some(ours),
@@ -298,7 +367,7 @@ fn launch(target: &Target<'_>, command: &Command, streams: &Streams) -> Result<R
             pid: 0,
             outside: Vec::new(),
             failure: None,
-            deadline: command.timeout.and_then(|t| Instant::now().checked_add(t)),
+            deadline: work.timeout().and_then(|t| Instant::now().checked_add(t)),
             over: false,
             leaf,
         }),
@@ -313,6 +382,11 @@ impl Running {
             (None, Some(command)) => command.as_fd(),
             (None, None) => self.first.as_fd(),
         }
+    }
+
+    /// Whether the command has been executed, as far as [`Running::step`] has seen.
+    pub fn has_begun(&self) -> bool {
+        self.socket.is_none() && self.command.is_some() && self.failure.is_none()
     }
 
     /// When the command's time is up.
@@ -405,7 +479,9 @@ impl Running {
             family::kill(self.pid);
         }
         // Each of these fails only if there is nothing left to kill.
-        let _ = self.leaf.kill();
+        if let Some(leaf) = &self.leaf {
+            let _ = leaf.kill();
+        }
         let _ = process::pidfd_send_signal(&self.first, Signal::SIGKILL as i32);
         let _ = process::wait_pidfd(&self.first, true);
         while self.command.is_none() && self.socket.as_ref().is_some_and(|s| is_readable(s, GRACE)) {
@@ -415,7 +491,9 @@ impl Running {
             let _ = process::pidfd_send_signal(command, Signal::SIGKILL as i32);
             let _ = process::wait_pidfd(command, true);
         }
-        let _ = self.leaf.wait_empty(GRACE);
+        if let Some(leaf) = &self.leaf {
+            let _ = leaf.wait_empty(GRACE);
+        }
     }
 }
 

@@ -10,18 +10,17 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
-use rustix::fs::{FileType, Gid, OFlags, ResolveFlags, Uid};
-use rustix::pty::OpenptFlags;
+use rustix::fs::{FileType, Gid, OFlags, Uid};
 use rustix::stdio;
 use rustix::termios::{self, Winsize};
 
 use super::Stdio;
+use super::pty::{Pty, is_device};
 use super::users::User;
 use crate::supervisor::console::{Escape, Terminal};
 use crate::sys::path::RootFd;
 use crate::sys::{Context, Errno, Error, Result, process};
 
-const DEVPTS_MAGIC: u64 = 0x1cd1;
 const CHUNK: usize = 4096;
 /// What a pipe or a terminal can hold when the command ends, with room to spare.
 const MOST_LEFT: usize = 256 << 10;
@@ -39,11 +38,23 @@ pub(super) struct Streams {
     /// Which streams go through a pipe.
     piped: [bool; 3],
     size: Option<Winsize>,
+    /// The terminal that somebody has opened already.
+    terminal: Option<OwnedFd>,
 }
 
 impl Streams {
     pub(super) fn null() -> Self {
-        Self { stdio: Stdio::Null, piped: [false; 3], size: None }
+        Self { stdio: Stdio::Null, piped: [false; 3], size: None, terminal: None }
+    }
+
+    /// A terminal of the machine that is already there.
+    pub(super) fn given(terminal: OwnedFd) -> Self {
+        Self { stdio: Stdio::Terminal, terminal: Some(terminal), ..Self::null() }
+    }
+
+    /// The terminal that [`Streams::given`] got.
+    pub(super) fn given_terminal(&self) -> Option<BorrowedFd<'_>> {
+        self.terminal.as_ref().map(AsFd::as_fd)
     }
 
     /// Looks at our own streams.
@@ -85,13 +96,23 @@ impl Ends {
     pub(super) fn open_as_root(streams: &Streams, root: &RootFd, user: &User) -> Result<Self> {
         let mut ends = Self::default();
         let fd = match streams.stdio {
+            _ if streams.terminal.is_some() => {
+                ends.controlling = true;
+                let copy = streams.terminal.as_ref().map(|t| t.try_clone().call(|| "dup".into())).transpose()?;
+                let Some(terminal) = copy else { return Ok(ends) };
+                give(terminal, user)?
+            }
             Stdio::Inherit => return Ok(ends),
             Stdio::Null => open_null(root)?,
             Stdio::Terminal => {
-                let (outside, inside) = open_terminal(root, user, streams.size)?;
-                ends.outside.push(outside);
+                let pty = Pty::open(root)?;
+                rustix::io::ioctl_fionbio(&pty.master, true).call(|| "ioctl(terminal, FIONBIO)".into())?;
+                if let Some(size) = streams.size {
+                    termios::tcsetwinsize(&pty.master, size).call(|| "ioctl(TIOCSWINSZ)".into())?;
+                }
+                ends.outside.push(pty.master);
                 ends.controlling = true;
-                inside
+                give(pty.peer, user)?
             }
         };
         for place in &mut ends.inside {
@@ -127,12 +148,11 @@ impl Ends {
     }
 }
 
-fn is_device(fd: &OwnedFd, major: u32, minor: Option<u32>) -> Result<bool> {
-    let stat = rustix::fs::fstat(fd).call(|| "fstat(device of the machine)".into())?;
-    let device = stat.st_rdev;
-    Ok(FileType::from_raw_mode(stat.st_mode).is_char_device()
-        && rustix::fs::major(device) == major
-        && minor.is_none_or(|minor| rustix::fs::minor(device) == minor))
+/// Makes a terminal the user's.
+fn give(terminal: OwnedFd, user: &User) -> Result<OwnedFd> {
+    rustix::fs::fchown(&terminal, Some(Uid::from_raw(user.uid)), None::<Gid>)
+        .call(|| format!("fchown(terminal, {})", user.uid))?;
+    Ok(terminal)
 }
 
 fn open_null(root: &RootFd) -> Result<OwnedFd> {
@@ -141,39 +161,6 @@ fn open_null(root: &RootFd) -> Result<OwnedFd> {
         return Ok(fd);
     }
     Err(Error { call: "'/dev/null' of the machine is something else".into(), errno: Errno::ENODEV })
-}
-
-/// Opens a new terminal in the machine's devpts: our side, which does not block, and the command's.
-///
-/// Neither is opened by a name that the machine could have changed (CVE-2025-52565): a devpts has no other
-/// `ptmx` than its own, and the kernel finds the second side from the first.
-fn open_terminal(root: &RootFd, user: &User, size: Option<Winsize>) -> Result<(OwnedFd, OwnedFd)> {
-    let dir = root.open_plain("dev/pts", OFlags::PATH | OFlags::DIRECTORY)?;
-    let kind = rustix::fs::fstatfs(&dir).call(|| "fstatfs('/dev/pts' of the machine)".into())?;
-    let is_devpts = u64::try_from(kind.f_type).is_ok_and(|magic| magic == DEVPTS_MAGIC);
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let not_ours = || Error { call: "'/dev/pts' of the machine is no devpts".into(), errno: Errno::ENODEV };
-    if !is_devpts {
-        return Err(not_ours());
-    }
-    let outside = rustix::fs::openat2(&dir, "ptmx", flags, rustix::fs::Mode::empty(), resolve)
-        .call(|| "openat2('/dev/pts/ptmx' of the machine)".into())?;
-    if !is_device(&outside, 5, Some(2))? {
-        return Err(not_ours());
-    }
-    rustix::pty::unlockpt(&outside).call(|| "ioctl(TIOCSPTLCK)".into())?;
-    let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let inside = rustix::pty::ioctl_tiocgptpeer(&outside, peer).call(|| "ioctl(TIOCGPTPEER)".into())?;
-    if !is_device(&inside, 136, None)? {
-        return Err(not_ours());
-    }
-    rustix::fs::fchown(&inside, Some(Uid::from_raw(user.uid)), None::<Gid>)
-        .call(|| format!("fchown(terminal, {})", user.uid))?;
-    if let Some(size) = size {
-        termios::tcsetwinsize(&outside, size).call(|| "ioctl(TIOCSWINSZ)".into())?;
-    }
-    Ok((outside, inside))
 }
 
 /// The signals that are the command's business while it runs, read instead of delivered.

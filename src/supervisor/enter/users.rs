@@ -155,6 +155,17 @@ fn id<'a>(part: &'a str, whole: &str) -> Result<Id<'a>, String> {
     Ok(Id::Name(part))
 }
 
+/// The machine's root, whatever its files say.
+pub(super) fn machine_root() -> User {
+    let Account { name, uid, gid, home, shell } = Account::bare("root", 0, 0, "/root");
+    User { name, uid, gid, groups: Vec::new(), home, shell }
+}
+
+/// Whether `text` can be a user's name or number, alone.
+pub fn is_user(text: &str) -> bool {
+    number(text).is_some() || !text.bytes().all(|b| b.is_ascii_digit()) && is_name(text)
+}
+
 /// Reads an id written in decimal digits only; the id that means "none" is not one.
 fn number(text: &str) -> Option<u32> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {

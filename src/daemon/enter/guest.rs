@@ -1,0 +1,184 @@
+//! Has a systemd start a getty or a shell on a terminal: a machine's, or the host's.
+//!
+//! A machine's bus is the machine's to answer. We speak to it from the helper, which has a limit of time and memory,
+//! and believe nothing but whether a call failed.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use futures_core::Stream as _;
+use nix::sys::resource::{Resource, setrlimit};
+use zbus::connection::Builder;
+use zbus::names::BusName;
+use zbus::wire::{Fd, OwnedObjectPath, OwnedVariant, Variant};
+use zbus::{Connection, MatchRule, MessageStream};
+use zruntime::SharedRuntime;
+
+use super::helper::Job;
+use super::{Failure, Outcome, Shell};
+use crate::daemon::objects::escape;
+use crate::sys::Errno;
+
+const SYSTEMD: &str = "org.freedesktop.systemd1";
+const SYSTEMD_PATH: &str = "/org/freedesktop/systemd1";
+const SYSTEMD_MANAGER: &str = "org.freedesktop.systemd1.Manager";
+/// How long a machine's bus may take for all we ask of it.
+const LIMIT: Duration = Duration::from_secs(12);
+/// Room for a process that speaks to one bus; a machine can send messages of any size.
+const MEMORY: u64 = 1 << 30;
+
+/// Runs the shell that the machine's own files name for the user.
+const LOGIN_SHELL: &str = r#"find() { while IFS= read -r l; do case $l in "$1:"*) echo "$l"; return;; esac; done; }
+shell=$(getent passwd "$1" 2>/dev/null || find "$1" </etc/passwd)
+shell=${shell##*:}
+exec "${shell:-/bin/sh}" -l"#;
+
+/// Whether there is a systemd on that bus.
+pub(super) async fn has_systemd(bus: &Connection) -> Outcome<bool> {
+    let name = BusName::try_from(SYSTEMD).map_err(Failure::failed)?;
+    zbus::fdo::DBusProxy::new(bus).await?.name_has_owner(name).await.map_err(|e| zbus::Error::from(e).into())
+}
+
+/// Starts what `job` asks for on the terminal, by the systemd on that bus.
+pub(super) async fn start(bus: &Connection, path: &str, peer: &OwnedFd, job: &Job) -> Outcome<()> {
+    let number = path.rsplit('/').next().unwrap_or_default();
+    match job {
+        Job::Pty => Ok(()),
+        Job::Login { .. } => {
+            let body = (format!("container-getty@{number}.service"), "replace");
+            call(bus, "StartUnit", &body).await
+        }
+        Job::Shell(shell) => start_shell(bus, number, path, peer, shell).await,
+    }
+}
+
+async fn call<B: serde::Serialize + zbus::DynamicType>(bus: &Connection, method: &str, body: &B) -> Outcome<()> {
+    bus.call_method(Some(SYSTEMD), SYSTEMD_PATH, Some(SYSTEMD_MANAGER), method, body).await?;
+    Ok(())
+}
+
+async fn start_shell(bus: &Connection, number: &str, path: &str, peer: &OwnedFd, shell: &Shell) -> Outcome<()> {
+    // systemd replaces variables in arguments; what was asked for is meant as it is.
+    let literal = |text: &str| text.replace('$', "$$");
+    let (program, args) = if shell.path.is_empty() {
+        ("/bin/sh", ["sh", "-c", LOGIN_SHELL, "sh", shell.user.as_str()].map(literal).to_vec())
+    } else {
+        (shell.path.as_str(), shell.args.iter().map(|arg| literal(arg)).collect())
+    };
+    let terminal = || Variant::from(Fd::from(peer.as_fd()));
+    let mut properties = vec![
+        ("Description", Variant::from(format!("Shell for User {}", shell.user))),
+        ("StandardInputFileDescriptor", terminal()),
+        ("StandardOutputFileDescriptor", terminal()),
+        ("StandardErrorFileDescriptor", terminal()),
+        ("SendSIGHUP", Variant::from(true)),
+        ("IgnoreSIGPIPE", Variant::from(false)),
+        ("KillMode", Variant::from("mixed")),
+        ("TTYPath", Variant::from(path)),
+        ("TTYReset", Variant::from(true)),
+        ("UtmpIdentifier", Variant::from(format!("pts/{number}"))),
+        ("UtmpMode", Variant::from("user")),
+        ("PAMName", Variant::from("login")),
+        ("WorkingDirectory", Variant::from("-~")),
+        ("User", Variant::from(shell.user.as_str())),
+        // We ask afterwards how it ended.
+        ("AddRef", Variant::from(true)),
+    ];
+    if !shell.environment.is_empty() {
+        properties.push(("Environment", Variant::from(shell.environment.clone())));
+    }
+    properties.push(("ExecStart", Variant::from(vec![(program, args, true)])));
+    let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
+    call(bus, "StartTransientUnit", &(shell_unit(path), "fail", properties, auxiliary)).await
+}
+
+/// The unit of a shell on the terminal `path`.
+fn shell_unit(path: &str) -> String {
+    format!("container-shell@{}.service", path.rsplit('/').next().unwrap_or_default())
+}
+
+/// The object of a unit.
+fn unit_path(unit: &str) -> String {
+    format!("{SYSTEMD_PATH}/unit/{}", escape(unit))
+}
+
+/// The same by the systemd of a machine, at the other end of `stream`; for the helper.
+///
+/// Calls `opened` when it is done, and comes back with the end of a sentence that says how the shell ended. Without a
+/// systemd on that bus, `opened` is not called.
+pub(super) fn ask(
+    stream: OwnedFd,
+    path: &str,
+    peer: OwnedFd,
+    job: &Job,
+    opened: impl FnOnce() -> Outcome<()>,
+) -> Outcome<Option<String>> {
+    // A helper that needs more is talked to by something that is no bus.
+    setrlimit(Resource::RLIMIT_AS, MEMORY, MEMORY).map_err(|e| Failure::errno(e, "Cannot limit the helper."))?;
+    zbus::block_on(async {
+        let runtime = SharedRuntime::current().map_err(Failure::failed)?;
+        let unit = shell_unit(path);
+        let talk = async {
+            let bus = Builder::unix_stream(UnixStream::from(stream)).build().await?;
+            if !has_systemd(&bus).await? {
+                return Err(Failure::not_supported("The machine has a bus, and no systemd on it."));
+            }
+            // Before the start, so that no end is missed. Without it the end is not told, and all else works.
+            let changes = if matches!(job, Job::Shell(_)) { changes(&bus, &unit).await.ok() } else { None };
+            start(&bus, path, &peer, job).await?;
+            Ok((bus, changes))
+        };
+        let late = |_| Failure::errno(Errno::ETIMEDOUT, "The machine's bus does not answer.");
+        let (bus, changes) = runtime.timeout(LIMIT, talk).await.map_err(late)?.map_err(plain)?;
+        drop(peer);
+        opened()?;
+        match changes {
+            Some(changes) => Ok(ending(&bus, &unit, changes).await),
+            None => Ok(None),
+        }
+    })
+}
+
+/// What systemd says of a unit from now on.
+async fn changes(bus: &Connection, unit: &str) -> Outcome<MessageStream> {
+    call(bus, "Subscribe", &()).await?;
+    let rule = MatchRule::builder()
+        .msg_type(zbus::message::Type::Signal)
+        .sender(SYSTEMD)
+        .path(unit_path(unit))
+        .interface("org.freedesktop.DBus.Properties")
+        .build()?;
+    Ok(MessageStream::for_match_rule(rule, bus, None).await?)
+}
+
+/// Waits for the end of a unit; `None` if its systemd ends before it.
+async fn ending(bus: &Connection, unit: &str, mut changes: MessageStream) -> Option<String> {
+    let path = unit_path(unit);
+    let get = async |interface: &str, name: &str| -> Option<OwnedVariant> {
+        let body = (format!("{SYSTEMD}.{interface}"), name);
+        let properties = Some("org.freedesktop.DBus.Properties");
+        let reply = bus.call_method(Some(SYSTEMD), path.as_str(), properties, "Get", &body).await.ok()?;
+        reply.body().deserialize().ok()
+    };
+    loop {
+        let state = String::try_from(get("Unit", "ActiveState").await?).ok()?;
+        let (job, _) = <(u32, OwnedObjectPath)>::try_from(get("Unit", "Job").await?).ok()?;
+        if job == 0 && matches!(state.as_str(), "inactive" | "failed") {
+            let code = i32::try_from(get("Service", "ExecMainCode").await?).ok()?;
+            let status = i32::try_from(get("Service", "ExecMainStatus").await?).ok()?;
+            return Some(match code {
+                libc::CLD_EXITED => format!("ended with exit status {status}"),
+                libc::CLD_KILLED | libc::CLD_DUMPED => format!("was ended by signal {status}"),
+                _ => "could not be started".into(),
+            });
+        }
+        std::future::poll_fn(|cx| std::pin::Pin::new(&mut changes).poll_next(cx)).await?.ok()?;
+    }
+}
+
+/// A machine's words, without anything a terminal or a log would act on.
+fn plain(failure: Failure) -> Failure {
+    let text = failure.text.chars().take(300).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    Failure { text, ..failure }
+}
