@@ -25,6 +25,7 @@ const CONFIG: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bu
     <allow receive_type="error"/>
     <allow receive_type="signal"/>
   </policy>
+  <limit name="max_replies_per_connection">50000</limit>
 </busconfig>
 "#;
 
