@@ -24,7 +24,7 @@ pub(super) struct Credentials {
 
 /// Actions that change nothing.
 const READING: [&str; 3] =
-    ["org.machinist1.list", "org.freedesktop.machine1.inspect-machines", "org.freedesktop.machine1.inspect-images"];
+    ["org.machinist1.inspect", "org.freedesktop.machine1.inspect-machines", "org.freedesktop.machine1.inspect-images"];
 
 /// The caller as polkit knows it; several ways to say it if older versions do not understand the first.
 fn subjects(call: &Call) -> Vec<Subject> {

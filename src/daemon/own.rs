@@ -22,9 +22,7 @@ use crate::spec::MachineName;
 use crate::supervisor::state::{self, State};
 
 /// Actions of polkit, as `packaging/polkit` defines them.
-const LIST: &str = "org.machinist1.list";
-const START: &str = "org.machinist1.start";
-const STOP: &str = "org.machinist1.stop";
+const INSPECT: &str = "org.machinist1.inspect";
 const MANAGE: &str = "org.machinist1.manage";
 const EXEC: &str = "org.machinist1.exec";
 
@@ -90,7 +88,7 @@ pub(super) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str
     match member {
         "ListMachines" => {
             let all: bool = call.arguments()?;
-            daemon.authorise(call, LIST, &[("verb", "list")]).await?;
+            daemon.authorise(call, INSPECT, &[("verb", "list")]).await?;
             list(daemon, call, all)
         }
         "GetMachine" => get(daemon, call, &call.arguments::<String>()?).await,
@@ -140,7 +138,7 @@ fn list(daemon: &Daemon, call: &Call, all: bool) -> Outcome {
 
 async fn get(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
     let machine = find(daemon, name)?;
-    daemon.authorise(call, LIST, &[("machine", name), ("verb", "status")]).await?;
+    daemon.authorise(call, INSPECT, &[("machine", name), ("verb", "status")]).await?;
     call.reply(&to_dictionary(&machine))
 }
 
@@ -161,14 +159,14 @@ async fn start(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
         let error = config::load(&daemon.layout, name).err().map(|e| e.render(false)).unwrap_or_default();
         return Err(Failure::invalid_args(error.trim_start_matches("error: ").trim_end()));
     }
-    authorise(daemon, call, name, START, "start").await?;
+    authorise(daemon, call, name, MANAGE, "start").await?;
     daemon.start(name).await?;
     call.reply(&())
 }
 
 async fn stop(daemon: &Arc<Daemon>, call: &Call, name: &str, timeout: u64) -> Outcome {
     running(daemon, name)?;
-    authorise(daemon, call, name, STOP, "stop").await?;
+    authorise(daemon, call, name, MANAGE, "stop").await?;
     let mut arguments = vec!["stop".to_owned()];
     // The greatest number stands for the machine's own.
     if timeout != u64::MAX {
@@ -182,7 +180,7 @@ async fn stop(daemon: &Arc<Daemon>, call: &Call, name: &str, timeout: u64) -> Ou
 
 async fn restart(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
     running(daemon, name)?;
-    authorise(daemon, call, name, STOP, "restart").await?;
+    authorise(daemon, call, name, MANAGE, "restart").await?;
     let finished = daemon.run(&["reboot", "--", name]).await?;
     finished.check()?;
     call.reply(&remark(&finished.said))
