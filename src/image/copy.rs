@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::io::retry_on_intr;
 
 use crate::sys::inode::{self, Inode};
 use crate::sys::walk::{Next, Stopped, Visit, walk};
@@ -146,15 +147,16 @@ fn copy_piece(from: &OwnedFd, to: &OwnedFd, at: u64, length: u64) -> sys::Result
     use rustix::io::Errno as E;
     let (mut from_at, mut to_at) = (at, at);
     let length = usize::try_from(length).unwrap_or(usize::MAX);
-    match rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), length) {
+    let mut copy = || rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), length);
+    match retry_on_intr(&mut copy) {
         Ok(copied) => Ok(copied as u64),
         Err(E::XDEV | E::INVAL | E::NOSYS | E::OPNOTSUPP | E::PERM) => {
             let mut buffer = vec![0; length.min(1 << 20)];
-            let read = rustix::io::pread(from, &mut buffer, at).call(|| "pread()".to_owned())?;
+            let read = retry_on_intr(|| rustix::io::pread(from, &mut buffer, at)).call(|| "pread()".to_owned())?;
             let mut rest = &buffer[..read];
             let mut to_at = at;
             while !rest.is_empty() {
-                let written = rustix::io::pwrite(to, rest, to_at).call(|| "pwrite()".to_owned())?;
+                let written = retry_on_intr(|| rustix::io::pwrite(to, rest, to_at)).call(|| "pwrite()".to_owned())?;
                 rest = &rest[written..];
                 to_at += written as u64;
             }

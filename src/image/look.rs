@@ -51,8 +51,11 @@ pub(super) fn look(name: &str, path: &Path) -> sys::Result<Option<Image>> {
 
 fn look_at_tree(image: Image, stat: &Stat) -> sys::Result<Image> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = rustix::fs::open(&image.path, flags, Mode::empty());
-    let dir = dir.call(|| format!("open('{}')", image.path.display()))?;
+    let dir = match rustix::fs::open(&image.path, flags, Mode::empty()) {
+        // Whoever may not look into it may know that it is there.
+        Err(rustix::io::Errno::ACCESS) => return Ok(image),
+        dir => dir.call(|| format!("open('{}')", image.path.display()))?,
+    };
     if btrfs::is_subvolume(&dir, stat) {
         let info = btrfs::info(&dir)?;
         // Without privilege, or while the file system counts, there is nothing to say.

@@ -53,6 +53,13 @@ fn locks(host: &Host) -> Vec<String> {
     all
 }
 
+/// Kills a machine and waits until its supervisor has given everything back.
+fn kill(host: &Host, machine: &str) {
+    host.ok(&["kill", machine]);
+    let run = host.path("run/machinist/machines").join(machine);
+    host.wait_for("the end of the supervisor", || !run.exists());
+}
+
 const SLEEP: &str = "[boot]\ncommand = [\"/bin/sleep\", \"1000\"]\n";
 
 #[test]
@@ -82,8 +89,8 @@ fn systemd_nspawn_does_not_run_what_we_run() {
 
     host.ok(&["reboot", &machine]);
     assert_eq!(locks(&host).len(), 2, "held through a reboot");
-    host.ok(&["kill", &machine]);
-    host.wait_for("the locks to go", || locks(&host).is_empty());
+    kill(&host, &machine);
+    assert_eq!(locks(&host), Vec::<String>::new());
     let output = finish(&mut nspawn(&host, &["-D", &tree, "/bin/busybox", "true"]));
     assert_eq!(output.status, 0, "{output:?}");
     host.assert_nothing_left();
@@ -104,10 +111,9 @@ fn what_we_only_read_systemd_nspawn_may_read_too() {
         let output = finish(&mut nspawn(&host, &["-D", &tree, "/bin/busybox", "true"]));
         let busy = format!("Directory tree {tree} is currently busy.\n");
         assert_eq!((output.status, output.stderr.as_str()), (1, busy.as_str()), "before the end of {machine}");
-        host.ok(&["kill", machine]);
-        host.wait_for("the end", || host.run(&["status", "--json", machine]).stdout.contains("stopped"));
+        kill(&host, machine);
     }
-    host.wait_for("the locks to go", || locks(&host).is_empty());
+    assert_eq!(locks(&host), Vec::<String>::new());
     host.assert_nothing_left();
 }
 
@@ -160,15 +166,13 @@ fn machines_that_one_command_started_do_not_hold_each_others_trees() {
         host.define(name, &format!("[root]\ndirectory = \"{}\"\n{SLEEP}", tree.display()))
     });
     host.ok(&["start", &one, &two]);
-    host.ok(&["kill", &one]);
-    host.wait_for("the end", || host.run(&["status", "--json", &one]).stdout.contains("stopped"));
-    host.wait_for("the locks of one machine to go", || locks(&host).len() == 2);
+    kill(&host, &one);
+    assert_eq!(locks(&host).len(), 2, "those of the other machine");
     host.ok(&["start", &one]);
     for machine in [&one, &two] {
-        host.ok(&["kill", machine]);
+        kill(&host, machine);
     }
-    host.wait_for("the locks to go", || locks(&host).is_empty());
-    host.wait_for("the end", || host.run(&["status", "--json", &two]).stdout.contains("stopped"));
+    assert_eq!(locks(&host), Vec::<String>::new());
 }
 
 /// Everything in the store's directory.
@@ -201,8 +205,8 @@ fn an_image_in_use_by_us_or_systemd_nspawn_is_not_removed_renamed_or_marked() {
     };
     host.ok(&["start", &machine]);
     refuse(&format!("process {}, machinist", host.status(&machine, "supervisor")));
-    host.ok(&["kill", &machine]);
-    host.wait_for("the locks to go", || locks(&host).is_empty());
+    kill(&host, &machine);
+    assert_eq!(locks(&host), Vec::<String>::new());
 
     let child = running_nspawn(&host, &["-D", &tree]);
     refuse(&format!("process {}, systemd-nspawn", child.id()));
@@ -251,12 +255,12 @@ fn slow_clone(host: &Host) -> (Child, nix::unistd::Pid) {
 
 #[test]
 fn an_interrupted_clone_leaves_nothing_and_what_a_killed_one_leaves_is_cleaned_up() {
-    use nix::sys::signal::{Signal, kill};
+    use nix::sys::signal::{Signal, kill as signal_process};
     let host = Host::new();
     image(&host, "web");
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let (child, pid) = slow_clone(&host);
-        kill(pid, signal).expect("kill");
+        signal_process(pid, signal).expect("kill");
         let output = child.wait_with_output().expect("wait");
         let told = "error: cannot clone image 'web' as 'www': interrupted; nothing is left of it\n";
         assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(1), told));
@@ -264,7 +268,7 @@ fn an_interrupted_clone_leaves_nothing_and_what_a_killed_one_leaves_is_cleaned_u
         assert_eq!(locks(&host), Vec::<String>::new());
     }
     let (mut child, pid) = slow_clone(&host);
-    kill(pid, Signal::SIGKILL).expect("kill");
+    signal_process(pid, Signal::SIGKILL).expect("kill");
     child.wait().expect("wait");
     let machine_sees = host.ok(&["image", "list", "--all", "--json"]);
     assert!(!machine_sees.contains("www"), "{machine_sees}");
@@ -281,8 +285,8 @@ fn sh(script: &str, at: &Path) -> String {
     output.stdout
 }
 
-/// Runs a test with a new btrfs as the store, in a mount namespace that ends with it however the test does.
-fn on_btrfs(test: fn(&Host, PathBuf)) {
+/// Runs a test with a new file system as the store, in a mount namespace that ends with it however the test does.
+fn on(mount_store: &str, test: fn(&Host, PathBuf)) {
     let host = Host::new();
     // A thread of its own, for the mount namespace belongs to the thread.
     let result = std::thread::scope(|scope| {
@@ -291,10 +295,7 @@ fn on_btrfs(test: fn(&Host, PathBuf)) {
             let none = None::<&str>;
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("unshare");
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("mount");
-            sh(
-                "truncate -s 512M disk; mkfs.btrfs -q disk; mkdir -p var/lib/machines; mount -o loop disk var/lib/machines",
-                host.root(),
-            );
+            sh(&format!("mkdir -p var/lib/machines; {mount_store} var/lib/machines"), host.root());
             test(&host, host.path("var/lib/machines"));
             // Gone before the next look at it; what a failed test leaves goes with its namespace.
             sh("umount var/lib/machines", host.root());
@@ -307,6 +308,8 @@ fn on_btrfs(test: fn(&Host, PathBuf)) {
     let loops = finish(Command::new("losetup").args(["--noheadings", "-O", "NAME", "-j"]).arg(host.path("disk")));
     assert_eq!(loops.stdout, "");
 }
+
+const BTRFS: &str = "truncate -s 512M disk; mkfs.btrfs -q disk; mount -o loop disk";
 
 /// One field of what is said of an image.
 fn field(host: &Host, name: &str, field: &str) -> String {
@@ -322,7 +325,7 @@ const SUBVOLUMES: &str = "btrfs -q subvolume create web; mkdir -p web/var/lib we
 
 #[test]
 fn a_subvolume_is_cloned_as_a_snapshot_with_those_in_it() {
-    on_btrfs(|host, store| {
+    on(BTRFS, |host, store| {
         sh(SUBVOLUMES, &store);
         assert_eq!(field(host, "web", "Type"), "subvolume");
         let output = host.run(&["clone", "web", "www"]);
@@ -351,7 +354,7 @@ fn a_subvolume_is_cloned_as_a_snapshot_with_those_in_it() {
 
 #[test]
 fn a_directory_on_btrfs_shares_its_contents_with_its_clone() {
-    on_btrfs(|host, store| {
+    on(BTRFS, |host, store| {
         sh(
             "mkdir web; head -c 50M /dev/urandom >web/large; echo x >web/small; head -c 20M /dev/urandom >disk.raw",
             &store,
@@ -374,7 +377,7 @@ fn a_directory_on_btrfs_shares_its_contents_with_its_clone() {
 
 #[test]
 fn a_limit_is_kept_by_the_file_system_and_refused_where_there_are_no_quotas() {
-    on_btrfs(|host, store| {
+    on(BTRFS, |host, store| {
         sh("btrfs -q subvolume create web; mkdir plain", &store);
         let told = refused(host, &["set-limit", "web", "10M"]);
         let hint = format!("  hint: `btrfs quota enable {}` makes it keep them\n", store.join("web").display());
@@ -406,4 +409,43 @@ fn a_limit_is_kept_by_the_file_system_and_refused_where_there_are_no_quotas() {
         assert_eq!(told, format!("error: cannot limit image 'plain': {why}\n"));
         assert_eq!(host.run(&["set-limit", "web", "much"]).status, 2);
     });
+}
+
+#[test]
+fn a_clone_that_does_not_fit_leaves_nothing() {
+    on("mount -t tmpfs -o size=24M tmpfs", |host, store| {
+        sh("mkdir -p web/usr/lib; head -c 15M /dev/urandom >web/usr/lib/large; echo x >web/small", &store);
+        let told = refused(host, &["clone", "web", "www"]);
+        let file = "error: cannot clone image 'web' as 'www': its file '/usr/lib/large'\n";
+        assert!(told.starts_with(file) && told.ends_with(": No space left on device\n"), "{told}");
+        assert_eq!(files(host), ["web"]);
+        assert_eq!(locks(host), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_file_system_that_can_neither_share_nor_copy_nor_tell_holes_has_its_files_copied() {
+    let host = Host::new();
+    image(&host, "web");
+    let store = host.path("var/lib/machines");
+    // `diff` takes no two devices for the same.
+    sh("rm -r web/dev; truncate -s 3M web/sparse; echo end >>web/sparse; head -c 5M /dev/urandom >web/large", &store);
+    for inject in [
+        "copy_file_range:error=EXDEV",
+        "lseek:error=EINVAL",
+        "ioctl:error=EINVAL",
+        "copy_file_range:error=EINTR:when=2",
+    ] {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=copy_file_range,lseek,ioctl"]);
+        command.args(["-e", &format!("inject={inject}"), env!("CARGO_BIN_EXE_machinist"), "--root"]);
+        let output = finish(command.arg(host.root()).args(["clone", "web", "www"]).stdin(Stdio::null()));
+        assert_eq!(
+            (output.status, output.stderr.as_str()),
+            (0, "Cloned image 'web' as 'www' by copying.\n"),
+            "{inject}"
+        );
+        sh("diff -r --no-dereference web www", &store);
+        host.ok(&["remove", "www"]);
+    }
 }
