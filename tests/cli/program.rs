@@ -198,6 +198,62 @@ fn starting_without_root_is_77_and_leaves_nothing() {
 }
 
 #[test]
+fn everybody_may_look_at_images_and_only_root_changes_them() {
+    let visit = Visit::new();
+    let root = visit.dir.path().to_str().expect("text").to_owned();
+    let store = visit.dir.path().join("var/lib/machines");
+    for (name, mode) in [("web", 0o755), ("closed", 0o700)] {
+        std::fs::create_dir_all(store.join(name)).expect("mkdir");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(store.join(name), mode).expect("chmod");
+    }
+    std::fs::write(store.join("disk.raw"), "").expect("write");
+    let list = visit.json(&["--root", &root, "image", "list", "--json"]);
+    let names: Vec<_> = list.as_array().expect("a list").iter().map(|image| image["name"].clone()).collect();
+    assert_eq!(names, ["closed", "disk", "web"]);
+    let expected = [
+        "created-usec",
+        "limit",
+        "limit-exclusive",
+        "modified-usec",
+        "name",
+        "path",
+        "read-only",
+        "type",
+        "usage",
+        "usage-exclusive",
+    ];
+    assert_eq!(keys(&list[0]), expected);
+    let status = visit.json(&["--root", &root, "image", "status", "--json", "closed", "web"]);
+    assert_eq!((&status[0]["name"], &status[1]["path"]), (&list[0]["name"], &list[2]["path"]));
+    assert_eq!(keys(&visit.json(&["--root", &root, "image", "status", "--json"])), ["limit", "path", "usage"]);
+    let shown = visit.ok(&["--root", &root, "show-image", "disk", "web", "-p", "Name,Type"]);
+    assert_eq!(shown, "Name=disk\nType=raw\n\nName=web\nType=directory\n");
+
+    for (status, args) in [
+        (77, &["clone", "web", "www"][..]),
+        (77, &["image", "rename", "web", "www"]),
+        (77, &["remove", "web"]),
+        (77, &["read-only", "web"]),
+        (77, &["image", "read-only", "disk", "no"]),
+        (1, &["remove", ".host"]),
+        (1, &["image", "status", "none"]),
+        (2, &["clone", "web", "../www"]),
+        (2, &["image", "read-only", "web", "perhaps"]),
+        (2, &["set-limit", "web", "much"]),
+        (1, &["set-limit", "web", "1G"]),
+    ] {
+        let output = visit.run(&[&["--root", &root], args].concat());
+        assert_eq!((output.status, output.stdout.as_str()), (status, ""), "{args:?}: {}", output.stderr);
+        assert!(output.stderr.starts_with("error: "), "{args:?}: {}", output.stderr);
+    }
+    let mut left: Vec<_> =
+        std::fs::read_dir(&store).expect("readable").map(|e| e.expect("entry").file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["closed", "disk.raw", "web"]);
+}
+
+#[test]
 fn output_that_nobody_reads_is_no_crash() {
     let visit = Visit::new();
     let mut child = Command::new(visit.dir.path().join("machinist"))
