@@ -9,8 +9,9 @@ mod support;
 use support::{SYSTEMD, SYSVINIT, Vm};
 
 /// Of `scripts/life`.
-const LIFE: [&str; 17] = [
+const LIFE: [&str; 18] = [
     "the host has one unified hierarchy with cpu, memory and pids",
+    "it installs",
     "plan says what would be done",
     "a machine of busybox starts",
     "its root is root there",
@@ -29,6 +30,72 @@ const LIFE: [&str; 17] = [
     "nothing is left of them",
 ];
 
+/// Of `scripts/machined`.
+const MACHINED: [&str; 31] = [
+    "it installs beside systemd-container",
+    "systemd finds no fault with the units",
+    "a machine starts from a login session",
+    "the session is over without it",
+    "it is in a scope of its own",
+    "a distribution starts beside it",
+    "systemd-machined knows both",
+    "it knows the leader",
+    "it knows the scope",
+    "machinectl status shows the processes",
+    "machinectl shell opens a shell",
+    "machinectl reboot restarts it",
+    "it is known again",
+    "machinectl poweroff stops it",
+    "machinectl terminate stops the other",
+    "nothing is left of them",
+    "a machine starts as a unit",
+    "the supervisor is its main process",
+    "the leader is beside that",
+    "systemd-machined knows the unit",
+    "a reboot from inside restarts it",
+    "a poweroff from inside ends the unit",
+    "systemctl stop stops it in the way of its init",
+    "the unit did not fail",
+    "a unit whose supervisor is killed has failed",
+    "and leaves nothing",
+    "it is enabled",
+    // The host reboots.
+    "an enabled machine is up after a reboot of the host",
+    "and systemd-machined knows it",
+    "it is disabled and stopped",
+    "nothing is left of it after that",
+];
+
+/// Of `scripts/daemon`.
+const DAEMON: [&str; 26] = [
+    "it installs",
+    "the daemon starts",
+    "it owns machine1",
+    "nobody else is behind the name",
+    "ten machines start",
+    "ten more start",
+    "machine1 has all twenty",
+    "with their leaders",
+    "a killed daemon is there again",
+    "it finds all twenty",
+    "with the same leaders",
+    "no machine noticed",
+    "a newer program is installed",
+    "the daemon restarts",
+    "machine1 is owned by another process",
+    "which runs the newer program",
+    "it finds all twenty, too",
+    "with the same leaders still",
+    "no machine noticed that, either",
+    "machines are entered after it",
+    "a machine that was started before reboots",
+    "machine1 has its new leader",
+    "TerminateMachine ends one",
+    "the others stop",
+    "machine1 has none",
+    "nothing is left of them",
+];
+
 #[test]
 fn machines_live_on_a_host_with_systemd() {
     Vm::new(SYSTEMD).claims("life", &LIFE);
@@ -37,4 +104,19 @@ fn machines_live_on_a_host_with_systemd() {
 #[test]
 fn machines_live_on_a_host_with_sysvinit() {
     Vm::new(SYSVINIT).claims("life", &LIFE);
+}
+
+#[test]
+fn systemd_and_machined_know_machines_as_their_own() {
+    Vm::new(SYSTEMD).claims("machined", &MACHINED);
+}
+
+#[test]
+fn no_machine_notices_what_becomes_of_the_daemon_with_systemd() {
+    Vm::new(SYSTEMD).claims("daemon", &DAEMON);
+}
+
+#[test]
+fn no_machine_notices_what_becomes_of_the_daemon_with_sysvinit() {
+    Vm::new(SYSVINIT).claims("daemon", &DAEMON);
 }

@@ -16,15 +16,18 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// A host with the program that was built beside this test, and with what the scripts share.
+    /// A host with the program that was built beside this test and what else an installation takes, and with what the
+    /// scripts share.
     pub(crate) fn new(host: &'static str) -> Self {
-        let vm = Self { host, files: Vec::new(), limit: 240 };
-        vm.file(env!("CARGO_BIN_EXE_machinist"), "/usr/bin/machinist")
+        let vm = Self { host, files: Vec::new(), limit: 420 };
+        vm.file(env!("CARGO_BIN_EXE_machinist"), "/usr/src/machinist/target/release/machinist")
+            .file("packaging", "/usr/src/machinist/packaging")
+            .file("units", "/usr/src/machinist/units")
             .file("tests/vm/scripts/claims", "/usr/lib/vm-tests/claims")
     }
 
     /// Puts a file or directory, of the source or anywhere, at a path of the host.
-    pub(crate) fn file(mut self, from: impl AsRef<Path>, to: &'static str) -> Self {
+    fn file(mut self, from: impl AsRef<Path>, to: &'static str) -> Self {
         self.files.push((source(from), to));
         self
     }
