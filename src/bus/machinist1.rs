@@ -21,6 +21,9 @@ const NAME: &str = "org.machinist1";
 const PATH: &str = "/org/machinist1";
 const INTERFACE: &str = "org.machinist1.Manager";
 
+/// How long the bus may take to say whether the daemon is there; one that hangs has none, and we do without.
+const REACHED: Duration = Duration::from_secs(2);
+
 /// An answer that is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused {
@@ -133,17 +136,22 @@ impl<'a> Daemon<'a> {
     fn talk<T>(&self, words: impl AsyncFnOnce(&Connection) -> Result<T, Refused>) -> Result<T, Refused> {
         let stream = UnixStream::from(self.bus.connect().map_err(|_| Refused::Absent)?);
         block_on(async {
-            let builder = zbus::connection::Builder::unix_stream(stream);
-            let connection = builder.build().await.map_err(|_| Refused::Absent)?;
-            let result = if self.activate || self.is_there(&connection).await {
-                words(&connection).await
-            } else {
-                Err(Refused::Absent)
-            };
+            // Whatever is asked may take long; that somebody is there to answer must not.
+            let runtime = zruntime::SharedRuntime::current().map_err(|e| Refused::Failed(e.to_string()))?;
+            let reached = runtime.timeout(REACHED, self.reach(stream)).await;
+            let Ok(Ok((connection, there))) = reached else { return Err(Refused::Absent) };
+            let result = if there { words(&connection).await } else { Err(Refused::Absent) };
             // What it has to say no longer matters.
             let _ = connection.close().await;
             result
         })
+    }
+
+    /// A connection to the bus, and whether the daemon is there or the bus is to start it.
+    async fn reach(&self, stream: UnixStream) -> zbus::Result<(Connection, bool)> {
+        let connection = zbus::connection::Builder::unix_stream(stream).build().await?;
+        let there = self.activate || self.is_there(&connection).await;
+        Ok((connection, there))
     }
 
     async fn is_there(&self, connection: &Connection) -> bool {

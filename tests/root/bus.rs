@@ -24,6 +24,7 @@ const CONFIG: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bu
     <allow receive_type="method_return"/>
     <allow receive_type="error"/>
     <allow receive_type="signal"/>
+    {rules}
   </policy>
   <limit name="max_replies_per_connection">50000</limit>
 </busconfig>
@@ -38,6 +39,26 @@ pub(crate) struct Bus {
     arguments: Vec<String>,
 }
 
+/// Starts a `dbus-daemon` where the host's machines look for the system bus, with these rules after those that allow
+/// everything; gives its socket, too.
+pub(crate) fn dbus_daemon(host: &Host, rules: &str) -> (Child, PathBuf) {
+    let dir = host.path("run/dbus");
+    std::fs::create_dir_all(&dir).expect("mkdir");
+    let socket = dir.join("system_bus_socket");
+    let config = host.path("bus.conf");
+    let text = CONFIG.replace("{socket}", &socket.display().to_string()).replace("{rules}", rules);
+    std::fs::write(&config, text).expect("write");
+    let bus = Command::new("dbus-daemon")
+        .arg("--nofork")
+        .arg("--nopidfile")
+        .arg(format!("--config-file={}", config.display()))
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("run dbus-daemon");
+    wait_for("the bus", Duration::from_secs(20), || UnixStream::connect(&socket).is_ok());
+    (bus, socket)
+}
+
 impl Bus {
     /// Starts both and waits until the daemon has its names.
     pub(crate) fn start(host: &Host) -> Self {
@@ -46,19 +67,7 @@ impl Bus {
 
     /// The same with more arguments for the daemon.
     pub(crate) fn start_with(host: &Host, arguments: &[&str]) -> Self {
-        let dir = host.path("run/dbus");
-        std::fs::create_dir_all(&dir).expect("mkdir");
-        let socket = dir.join("system_bus_socket");
-        let config = host.path("bus.conf");
-        std::fs::write(&config, CONFIG.replace("{socket}", &socket.display().to_string())).expect("write");
-        let bus = Command::new("dbus-daemon")
-            .arg("--nofork")
-            .arg("--nopidfile")
-            .arg(format!("--config-file={}", config.display()))
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("run dbus-daemon");
-        wait_for("the bus", Duration::from_secs(20), || UnixStream::connect(&socket).is_ok());
+        let (bus, socket) = dbus_daemon(host, "");
         let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
         let daemon = Self::spawn_daemon(host, &socket, &arguments);
         let bus = Self { socket, bus, daemon, log: host.path("daemon.log"), arguments };

@@ -15,6 +15,7 @@ mod kills;
 mod mounts;
 mod overlay;
 mod own;
+mod registration;
 mod roots;
 mod small_tree;
 mod smoke;
