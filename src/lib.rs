@@ -45,7 +45,7 @@
 //! | [`supervisor::console`], [`supervisor::control`], [`supervisor::state`] | pty, log and viewers; requests; what others may know |
 //! | [`supervisor::enter`] | commands in a running machine |
 //! | [`supervisor::seal`] | our own program cannot be written through a machine |
-//! | [`inside`] | files inside of a running machine: another process of ours works there with the machine's rights |
+//! | [`inside`] | files of a running machine: read, shown, copied by a process of ours with no more rights than its root |
 //! | [`daemon`] | the bus: `org.freedesktop.machine1`; knows machines, runs none |
 //! | [`cli`] | the verbs, and everything that is printed |
 //!
@@ -86,6 +86,7 @@
 //!   scheduler (about 10 ms); all are born where they belong (`CLONE_INTO_CGROUP`). Exceptions: a background supervisor
 //!   leaves its group at its very end, where nobody waits, so that the group can be removed; and `run` from a shell on
 //!   a host with systemd moves into the machine's scope, as does a unit's main process below it before systemd 254.
+//! - **No file of a running machine is touched by the daemon**: a machine can make that wait for ever. [`inside`] does.
 //! - **No chown of a tree** unless a definition asks for it.
 //! - **No host object without a name made from the machine's.** Guards do not run on SIGKILL; `reap` and the next start
 //!   find leftovers by name.

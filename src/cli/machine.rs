@@ -234,7 +234,7 @@ pub(super) fn each(names: &[String], mut work: impl FnMut(&str) -> Result<(), Fa
 }
 
 /// The state of a machine that must be running.
-fn running(layout: &Layout, name: &str) -> Result<(MachineName, State), Failure> {
+pub(super) fn running(layout: &Layout, name: &str) -> Result<(MachineName, State), Failure> {
     let name = machine_name(name)?;
     let state =
         state::read(layout, &name).map_err(|e| Failure::call(format!("cannot look at machine '{name}'"), &e))?;

@@ -13,6 +13,7 @@ mod man;
 pub mod output;
 pub mod plan;
 mod remote;
+mod transfer;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -103,6 +104,12 @@ enum Verb {
         #[arg(last = true)]
         command: Vec<String>,
     },
+    /// Show a file or directory of the host in a running machine
+    Bind(transfer::BindArguments),
+    /// Copy files into a running machine
+    CopyTo(transfer::CopyToArguments),
+    /// Copy files out of a running machine
+    CopyFrom(transfer::CopyFromArguments),
     /// Check definitions and report every problem
     Check {
         /// Machines or files; all definitions if there are none
@@ -333,6 +340,9 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::Status(args) => look::status(layout, &args),
         Verb::Console { name, read_only } => machine::console(layout, &name, read_only),
         Verb::Logs { name, follow, lines } => look::logs(layout, &name, follow, lines),
+        Verb::Bind(args) => transfer::bind(layout, args),
+        Verb::CopyTo(args) => transfer::copy_to(layout, args),
+        Verb::CopyFrom(args) => transfer::copy_from(layout, args),
         Verb::Exec(args) => machine::exec(layout, args),
         Verb::Shell { target, env, command } => machine::shell(layout, &target, &env, command),
         Verb::Check { names } => output::checked(|out, err| config::check(layout, &names, output::color(), out, err)),

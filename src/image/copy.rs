@@ -1,16 +1,17 @@
 //! Copies a tree, or a single file, with everything that belongs to it.
 //!
 //! Owners, modes, extended attributes (ACLs and capabilities among them), times, hard links, holes, symlinks, devices,
-//! FIFOs and sockets come out as they went in. Contents are shared with the original where the file system can. The
-//! tree is hostile and may be in use: it is read by descriptors, on one mount, and nothing of it is followed.
+//! FIFOs and sockets come out as they went in, or with less by a [`Policy`]. Contents are shared with the original where
+//! the file system can. The tree is hostile and may be in use: it is read by descriptors, on one mount, and nothing of it
+//! is followed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, Stat};
 use rustix::io::retry_on_intr;
 
 use crate::sys::inode::{self, Inode};
@@ -22,6 +23,46 @@ const PIECE: u64 = 16 << 20;
 
 /// Attributes that say how a file system keeps a file, and mean nothing on another.
 const KEEPING: &[u8] = b"btrfs.";
+
+/// What comes out as it went in, and what is done about files that are there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Everything, into a place with nothing in it.
+    Exact,
+    /// What a user may take from one system to another: no devices, and of the attributes only users' own, ACLs and
+    /// what runs with more rights, where the file system has them. Directories that are there are filled.
+    Foreign {
+        /// Other files that are there are replaced; else they are in the way.
+        replace: bool,
+        /// Setuid and setgid bits and capabilities are kept.
+        privileges: bool,
+    },
+}
+
+impl Policy {
+    fn keeps(self, attribute: &CStr) -> bool {
+        let name = attribute.to_bytes();
+        match self {
+            Self::Exact => true,
+            Self::Foreign { privileges, .. } => {
+                name.starts_with(b"user.")
+                    || name.starts_with(b"system.posix_acl_")
+                    || privileges && name == b"security.capability"
+            }
+        }
+    }
+
+    fn mode(self, stat: &Stat) -> u32 {
+        match self {
+            Self::Foreign { privileges: false, .. } => stat.st_mode & 0o1777,
+            _ => stat.st_mode & 0o7777,
+        }
+    }
+
+    fn replaces(self) -> bool {
+        matches!(self, Self::Foreign { replace: true, .. })
+    }
+}
 
 /// How far a copy is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,6 +82,7 @@ pub type OnProgress<'a> = dyn FnMut(&Progress) -> ControlFlow<()> + 'a;
 
 /// Copies contents, and knows by now whether they can be shared.
 pub(super) struct Copier<'a> {
+    policy: Policy,
     progress: Progress,
     on_progress: &'a mut OnProgress<'a>,
     can_share: bool,
@@ -52,7 +94,12 @@ pub(super) struct Copier<'a> {
 
 impl<'a> Copier<'a> {
     pub(super) fn new(on_progress: &'a mut OnProgress<'a>) -> Self {
-        Self { progress: Progress::default(), on_progress, can_share: true, has_shared: false, has_copied: false }
+        Self::with_policy(Policy::Exact, on_progress)
+    }
+
+    fn with_policy(policy: Policy, on_progress: &'a mut OnProgress<'a>) -> Self {
+        let progress = Progress::default();
+        Self { policy, progress, on_progress, can_share: true, has_shared: false, has_copied: false }
     }
 
     fn report(&mut self) -> sys::Result<()> {
@@ -82,6 +129,24 @@ impl<'a> Copier<'a> {
             self.contents(&source, &to, size)?;
         }
         Ok(Inode::from_fd(to))
+    }
+
+    /// Makes a file that is no directory, with its contents.
+    fn make(&mut self, from: &Inode, stat: &Stat, dir: &OwnedFd, name: &CStr) -> sys::Result<Inode> {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        match kind {
+            FileType::RegularFile => return self.file(from, stat, dir, name),
+            FileType::Symlink => {
+                rustix::fs::symlinkat(&from.target()?, dir, name).call(|| "symlinkat()".to_owned())?;
+            }
+            FileType::CharacterDevice | FileType::BlockDevice if self.policy != Policy::Exact => {
+                return Err(sys::Error { call: "it is a device".to_owned(), errno: Errno::EOPNOTSUPP });
+            }
+            _ => {
+                rustix::fs::mknodat(dir, name, kind, Mode::RUSR, stat.st_rdev).call(|| "mknodat()".to_owned())?;
+            }
+        }
+        Inode::open_at(dir, name)?.ok_or(sys::Error { call: "openat2()".to_owned(), errno: Errno::ENOENT })
     }
 
     /// Lets the new file share the contents of the old one, if the file system can.
@@ -178,14 +243,15 @@ impl Metadata {
     }
 
     /// Gives it to a new file, which is not to be changed afterwards.
-    pub(super) fn give_to(&self, inode: &Inode) -> sys::Result<()> {
+    pub(super) fn give_to(&self, inode: &Inode, policy: Policy) -> sys::Result<()> {
         inode.set_owner(self.stat.st_uid, self.stat.st_gid)?;
         if !FileType::from_raw_mode(self.stat.st_mode).is_symlink() {
-            inode.set_mode(self.stat.st_mode & 0o7777)?;
+            inode.set_mode(policy.mode(&self.stat))?;
         }
         // After the owner, whose change takes capabilities away, and after the mode, which an ACL refines.
-        for (name, value) in &self.attributes {
-            if !inode.set_attribute(name, value)? && !name.to_bytes().starts_with(KEEPING) {
+        for (name, value) in self.attributes.iter().filter(|(name, _)| policy.keeps(name)) {
+            let must = policy == Policy::Exact && !name.to_bytes().starts_with(KEEPING);
+            if !inode.set_attribute(name, value)? && must {
                 let call = format!("setxattr({})", name.to_string_lossy().escape_debug());
                 return Err(sys::Error { call, errno: Errno::EOPNOTSUPP });
             }
@@ -216,16 +282,78 @@ fn bytes_of(stat: &Stat) -> u64 {
     blocks.min(u64::try_from(stat.st_size).unwrap_or(0))
 }
 
+fn at_root(cause: sys::Error) -> Stopped {
+    Stopped { path: "/".into(), cause }
+}
+
 /// Copies what is in the open directory `from` into the empty directory `to`, and what belongs to `from` itself.
 pub(super) fn tree(from: OwnedFd, to: OwnedFd, copier: &mut Copier<'_>) -> Result<(), Stopped> {
-    let again = |fd: &OwnedFd| reopen(fd).map_err(|cause| Stopped { path: "/".into(), cause });
-    walk(again(&from)?, &mut Count(&mut copier.progress))?;
-    let root = again(&to)?;
-    let mut copy = CopyTree { copier, root, to, open: Vec::new(), path: Vec::new(), links: HashMap::new() };
+    walk(reopen(&from).map_err(at_root)?, &mut Count(&mut copier.progress))?;
+    fill(from, to, copier, true)
+}
+
+/// Copies what is in one directory into another, which becomes what `from` is if it is `new`.
+fn fill(from: OwnedFd, to: OwnedFd, copier: &mut Copier<'_>, new: bool) -> Result<(), Stopped> {
+    let policy = copier.policy;
+    let mut copy = CopyTree {
+        copier,
+        root: reopen(&to).map_err(at_root)?,
+        to,
+        open: Vec::new(),
+        path: Vec::new(),
+        links: HashMap::new(),
+        filled: HashSet::new(),
+    };
+    if !new {
+        copy.keep(&Inode::from_fd(reopen(&copy.root).map_err(at_root)?)).map_err(at_root)?;
+    }
     walk(from, &mut copy)?;
-    let root = copy.open.pop().map(|directory| directory.metadata);
-    let given = root.map_or(Ok(()), |metadata| metadata.give_to(&Inode::from_fd(copy.to)));
-    given.map_err(|cause| Stopped { path: "/".into(), cause })
+    let root = copy.open.pop().and_then(|directory| directory.metadata);
+    root.map_or(Ok(()), |metadata| metadata.give_to(&Inode::from_fd(copy.to), policy)).map_err(at_root)
+}
+
+/// Copies the file or directory `from` to `name` in `dir`, where a file is there whole or not at all.
+///
+/// # Errors
+/// EEXIST if something is there that the policy does not replace. What was made of a directory stays.
+pub fn object(from: &Inode, dir: &OwnedFd, name: &CStr, policy: Policy) -> Result<(), Stopped> {
+    let mut nobody = |_: &Progress| ControlFlow::Continue(());
+    let mut copier = Copier::with_policy(policy, &mut nobody);
+    let metadata = Metadata::of(from).map_err(at_root)?;
+    if FileType::from_raw_mode(metadata.stat.st_mode).is_dir() {
+        rustix::fs::mkdirat(dir, name, Mode::RWXU).call(|| "mkdirat()".to_owned()).map_err(at_root)?;
+        let to = inode::open_dir(dir, name).map_err(at_root)?;
+        let to = to.ok_or_else(|| at_root(sys::Error { call: "openat2()".to_owned(), errno: Errno::ESTALE }))?;
+        return fill(reopen(from).map_err(at_root)?, to, &mut copier, true);
+    }
+    single(from, &metadata, dir, name, &mut copier).map_err(at_root)
+}
+
+/// Copies what is in the directory `from` into the directory `to`, which stays what it is.
+pub fn contents(from: &Inode, to: OwnedFd, policy: Policy) -> Result<(), Stopped> {
+    let mut nobody = |_: &Progress| ControlFlow::Continue(());
+    fill(reopen(from).map_err(at_root)?, to, &mut Copier::with_policy(policy, &mut nobody), false)
+}
+
+/// Makes a file that is no directory under another name, and renames it when it is complete.
+fn single(from: &Inode, metadata: &Metadata, dir: &OwnedFd, name: &CStr, copier: &mut Copier<'_>) -> sys::Result<()> {
+    let mut random = [0; 8];
+    sys::process::random(&mut random)?;
+    let temporary = sys::process::c_string(format!(".machinist-copy-{:016x}", u64::from_ne_bytes(random)))?;
+    let made = copier.make(from, &metadata.stat, dir, &temporary);
+    let made = made.and_then(|made| metadata.give_to(&made, copier.policy)).and_then(|()| {
+        let how = if copier.policy.replaces() { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        let call = || format!("renameat2('{}')", name.to_string_lossy().escape_debug());
+        match rustix::fs::renameat_with(dir, &temporary, dir, name, how) {
+            Err(rustix::io::Errno::ISDIR) => Err(sys::Error { call: call(), errno: Errno::EEXIST }),
+            result => result.call(call),
+        }
+    });
+    if made.is_err() {
+        // The first failure is what the user needs.
+        let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
+    }
+    made
 }
 
 /// A descriptor with a position of its own.
@@ -235,7 +363,8 @@ fn reopen(dir: impl AsFd) -> sys::Result<OwnedFd> {
 
 /// A directory whose contents are being copied.
 struct Directory {
-    metadata: Metadata,
+    /// Nothing for one that was there before.
+    metadata: Option<Metadata>,
     /// Length of the path of the directory above.
     above: usize,
 }
@@ -252,6 +381,8 @@ struct CopyTree<'a, 'b> {
     path: Vec<u8>,
     /// The first copy of each file that has several names.
     links: HashMap<(u64, u64), CString>,
+    /// Directories that were there before.
+    filled: HashSet<(u64, u64)>,
 }
 
 impl Visit for CopyTree<'_, '_> {
@@ -264,7 +395,8 @@ impl Visit for CopyTree<'_, '_> {
             self.path.extend(name.to_bytes());
             self.path.push(b'/');
         }
-        self.open.push(Directory { metadata, above });
+        let is_old = !self.filled.is_empty() && self.filled.contains(&identity(&self.to)?);
+        self.open.push(Directory { metadata: (!is_old).then_some(metadata), above });
         Ok(())
     }
 
@@ -274,12 +406,18 @@ impl Visit for CopyTree<'_, '_> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind.is_dir() {
             // Nobody else may enter before it is as the original.
-            rustix::fs::mkdirat(&self.to, name, Mode::RWXU).call(|| "mkdirat()".to_owned())?;
+            match rustix::fs::mkdirat(&self.to, name, Mode::RWXU) {
+                Err(rustix::io::Errno::EXIST) if self.copier.policy != Policy::Exact => self.keep_old(name)?,
+                result => result.call(|| "mkdirat()".to_owned())?,
+            }
             return Ok(Next::Enter);
         }
+        if self.copier.policy.replaces() {
+            self.make_room(name)?;
+        }
         if !self.link(&stat, name)? {
-            let made = self.make(&inode, &stat, name)?;
-            Metadata { stat, attributes: inode.attributes()? }.give_to(&made)?;
+            let made = self.copier.make(&inode, &stat, &self.to, name)?;
+            Metadata { stat, attributes: inode.attributes()? }.give_to(&made, self.copier.policy)?;
         }
         self.copier.one_more()?;
         Ok(Next::Pass)
@@ -290,13 +428,45 @@ impl Visit for CopyTree<'_, '_> {
         let left = std::mem::replace(&mut self.to, above);
         if let Some(directory) = self.open.pop() {
             self.path.truncate(directory.above);
-            directory.metadata.give_to(&Inode::from_fd(left))?;
+            if let Some(metadata) = directory.metadata {
+                metadata.give_to(&Inode::from_fd(left), self.copier.policy)?;
+            }
         }
         self.copier.one_more()
     }
 }
 
+fn identity(fd: impl AsFd) -> sys::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(fd).call(|| "fstat()".to_owned())?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
 impl CopyTree<'_, '_> {
+    /// Leaves what belongs to a directory that was there before as it is.
+    fn keep(&mut self, directory: &Inode) -> sys::Result<()> {
+        self.filled.insert(identity(directory)?);
+        Ok(())
+    }
+
+    /// The same for an entry, which must be a directory.
+    fn keep_old(&mut self, name: &CStr) -> sys::Result<()> {
+        let exists = || sys::Error { call: "mkdirat()".to_owned(), errno: Errno::EEXIST };
+        let old = Inode::open_at(&self.to, name)?.ok_or_else(exists)?;
+        if !FileType::from_raw_mode(old.stat()?.st_mode).is_dir() {
+            return Err(exists());
+        }
+        self.keep(&old)
+    }
+
+    /// Removes what is in the way, but no directory.
+    fn make_room(&self, name: &CStr) -> sys::Result<()> {
+        match rustix::fs::unlinkat(&self.to, name, AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(rustix::io::Errno::ISDIR) => Err(sys::Error { call: "unlinkat()".to_owned(), errno: Errno::EEXIST }),
+            Err(e) => Err(e).call(|| "unlinkat()".to_owned()),
+        }
+    }
+
     /// Makes `name` another name of a file that was copied before; `false` if it was not.
     fn link(&mut self, stat: &Stat, name: &CStr) -> sys::Result<bool> {
         if stat.st_nlink < 2 {
@@ -317,21 +487,6 @@ impl CopyTree<'_, '_> {
         }
         Ok(false)
     }
-
-    /// Makes a file that is no directory, with its contents.
-    fn make(&mut self, from: &Inode, stat: &Stat, name: &CStr) -> sys::Result<Inode> {
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        match kind {
-            FileType::RegularFile => return self.copier.file(from, stat, &self.to, name),
-            FileType::Symlink => {
-                rustix::fs::symlinkat(&from.target()?, &self.to, name).call(|| "symlinkat()".to_owned())?;
-            }
-            _ => {
-                rustix::fs::mknodat(&self.to, name, kind, Mode::RUSR, stat.st_rdev).call(|| "mknodat()".to_owned())?;
-            }
-        }
-        Inode::open_at(&self.to, name)?.ok_or(sys::Error { call: "openat2()".to_owned(), errno: Errno::ENOENT })
-    }
 }
 
 /// Copies the disk `from` to the new file `name` of `dir`.
@@ -340,7 +495,7 @@ pub(super) fn disk(from: File, dir: &OwnedFd, name: &CStr, copier: &mut Copier<'
     let metadata = Metadata::of(&from)?;
     copier.progress = Progress { files_total: 1, bytes_total: bytes_of(&metadata.stat), ..Progress::default() };
     let made = copier.file(&from, &metadata.stat, dir, name)?;
-    metadata.give_to(&made)?;
+    metadata.give_to(&made, copier.policy)?;
     copier.one_more()?;
     Ok(made)
 }

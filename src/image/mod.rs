@@ -7,7 +7,7 @@
 
 mod change;
 mod clone;
-mod copy;
+pub mod copy;
 mod delete;
 mod error;
 pub mod lock;

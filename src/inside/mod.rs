@@ -10,6 +10,9 @@
 //! machine with a user namespace; what the machine's root could not do cannot be done for it. A process is needed
 //! anyway: only one with a single thread may change its user and mount namespace.
 
+mod bind;
+mod copy;
+
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
@@ -19,9 +22,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+pub use bind::Bind;
+pub use copy::{Copy, Direction};
+
 use crate::image::metadata;
+use crate::sys::namespace::{self, Kind};
 use crate::sys::path::RootFd;
-use crate::sys::{self, Context as _, Errno, process, socket};
+use crate::sys::process::ns;
+use crate::sys::{self, Context as _, Errno, mount, process, socket};
 
 /// The verb, hidden from users, by which this program is run again for [`serve`].
 pub const VERB: &str = "inside";
@@ -35,6 +43,10 @@ pub enum Request {
     OsRelease,
     /// Open its root directory for reading.
     Root,
+    /// Show a part of the host.
+    Bind(Bind),
+    /// Copy files.
+    Copy(Copy),
 }
 
 /// What came of it.
@@ -200,12 +212,50 @@ impl Leader {
     }
 }
 
+impl Leader {
+    /// The machine's user namespace; none if it is our own.
+    fn user_namespace(&self) -> Outcome<Option<OwnedFd>> {
+        let own = namespace::own(Kind::User)?;
+        let theirs = namespace::open(self.pid, Kind::User);
+        self.check()?;
+        let theirs = theirs?;
+        Ok(if namespace::is_same(&own, &theirs)? { None } else { Some(theirs) })
+    }
+}
+
+/// Takes a mount namespace of our own, in which nothing that happens is seen elsewhere.
+fn leave_mounts() -> Outcome<()> {
+    process::unshare(ns::MOUNT)?;
+    Ok(mount::set_propagation(host_root()?, true, mount::Propagation::Private)?)
+}
+
+/// The root directory, in the mount namespace where we are now.
+fn host_root() -> sys::Result<OwnedFd> {
+    rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).call(|| "open('/')".into())
+}
+
+/// Becomes root of the machine and nothing else.
+fn become_guest_root(userns: &OwnedFd) -> sys::Result<()> {
+    nix::unistd::setgroups(&[]).call(|| "setgroups(none)".into())?;
+    process::setns(userns, ns::USER)?;
+    process::become_root()?;
+    // Other ids have made us dumpable again where fs.suid_dumpable says so.
+    process::set_undumpable()
+}
+
+/// Text that came from elsewhere, without anything a terminal would act on.
+fn shown(path: &str) -> String {
+    format!("'{}'", path.escape_debug())
+}
+
 fn work(request: &Request, leader: &Leader) -> Outcome<(Answer, Option<OwnedFd>)> {
     match request {
         Request::OsRelease => {
             let root = RootFd::from_fd(leader.root(OFlags::PATH)?);
             Ok((Answer::Variables(metadata::os_release(&root)?), None))
         }
+        Request::Bind(request) => bind::bind(request, leader).map(|()| (Answer::Done, None)),
+        Request::Copy(request) => copy::copy(request, leader).map(|()| (Answer::Done, None)),
         Request::Root => Ok((Answer::Opened, Some(leader.root(OFlags::RDONLY)?))),
     }
 }

@@ -58,8 +58,14 @@ impl Inode {
 
     /// Another name for the file, in the directory `dir` of the same file system.
     pub fn link_to(&self, dir: impl AsFd, name: &CStr) -> Result<()> {
-        rustix::fs::linkat(&self.0, "", dir, name, AtFlags::EMPTY_PATH)
-            .call(|| format!("linkat('{}')", name.to_string_lossy().escape_debug()))
+        let result = match rustix::fs::linkat(&self.0, "", &dir, name, AtFlags::EMPTY_PATH) {
+            // The kernel's answer to those without a right of the host's root (before Linux 6.10).
+            Err(rustix::io::Errno::NOENT) => {
+                rustix::fs::linkat(rustix::fs::CWD, self.link(), &dir, name, AtFlags::SYMLINK_FOLLOW)
+            }
+            result => result,
+        };
+        result.call(|| format!("linkat('{}')", name.to_string_lossy().escape_debug()))
     }
 
     /// Type, mode, owner and device.

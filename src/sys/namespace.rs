@@ -1,11 +1,11 @@
 //! Namespaces of other processes: whether they are ours, and which ids they give their own names.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{Context, Errno, Result, read_text};
+use super::{Context, Errno, Result, check, read_text};
 
 /// The kinds of namespaces that are asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub enum Kind {
     User,
     /// Network.
     Net,
+    /// Mounts.
+    Mount,
 }
 
 impl Kind {
@@ -21,6 +23,7 @@ impl Kind {
         match self {
             Self::User => "user",
             Self::Net => "net",
+            Self::Mount => "mnt",
         }
     }
 }
@@ -33,6 +36,23 @@ pub fn open(pid: i32, kind: Kind) -> Result<OwnedFd> {
 /// Opens the namespace of the calling thread.
 pub fn own(kind: Kind) -> Result<OwnedFd> {
     open_path(&format!("/proc/thread-self/ns/{}", kind.name()))
+}
+
+/// The user namespace whose root rules over a namespace (`ioctl_nsfs(2)`).
+pub fn owner(namespace: impl AsFd) -> Result<OwnedFd> {
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: takes no argument and gives a new descriptor.
+    let result = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS) };
+    let fd = check(libc::c_long::from(result)).call(|| "ioctl(NS_GET_USERNS)".into())?;
+    // SAFETY: the kernel just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether two descriptors are of the same namespace.
+pub fn is_same(one: impl AsFd, other: impl AsFd) -> Result<bool> {
+    let (one, other) = (rustix::fs::fstat(one), rustix::fs::fstat(other));
+    let (one, other) = (one.call(|| "fstat(namespace)".into())?, other.call(|| "fstat(namespace)".into())?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
 
 fn open_path(path: &str) -> Result<OwnedFd> {

@@ -356,6 +356,15 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     nix::unistd::setresuid(u, u, u).call(|| format!("setresuid({uid})"))
 }
 
+/// Becomes root of the user namespace that was entered.
+///
+/// The supplementary groups stay: there it may be forbidden to change them, so that is done before.
+pub fn become_root() -> Result<()> {
+    let (gid, uid) = (nix::unistd::Gid::from_raw(0), nix::unistd::Uid::from_raw(0));
+    nix::unistd::setresgid(gid, gid, gid).call(|| "setresgid(0)".into())?;
+    nix::unistd::setresuid(uid, uid, uid).call(|| "setresuid(0)".into())
+}
+
 /// Runs `work` with the file system identity `id` and all our capabilities, so that what it makes belongs to `id`.
 ///
 /// On an idmapped mount a creator without an id of the map is refused (EOVERFLOW), so a later chown is no way.

@@ -9,13 +9,14 @@ const SLEEPER: &str = "register = \"yes\"\n[root]\noverlay = { lower = [\"{busyb
                        [boot]\ncommand = [\"/bin/sh\", \"-c\", \"{prepare}; while :; do sleep 1; done\"]\n";
 
 /// Starts a machine that does `prepare` and then nothing; the daemon knows it.
-fn sleeper(host: &Host, name: &str, prepare: &str, more: &str) -> String {
+pub(crate) fn sleeper(host: &Host, name: &str, prepare: &str, more: &str) -> String {
     let machine = host.define(name, &(SLEEPER.replace("{prepare}", prepare) + more));
     host.ok(&["start", &machine]);
     machine
 }
 
-fn done(host: &Host, machines: &[&str]) {
+/// Ends machines and waits until they are gone.
+pub(crate) fn done(host: &Host, machines: &[&str]) {
     for machine in machines {
         host.ok(&["kill", machine]);
     }

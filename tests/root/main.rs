@@ -9,6 +9,7 @@ mod cves;
 mod cycles;
 mod daemon_enter;
 mod daemon_inspect;
+mod daemon_transfer;
 mod images;
 mod isolation;
 mod kills;
