@@ -10,6 +10,7 @@ mod cycles;
 mod daemon_enter;
 mod daemon_inspect;
 mod daemon_transfer;
+mod foreign;
 mod images;
 mod isolation;
 mod kills;
