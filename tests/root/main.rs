@@ -17,6 +17,7 @@ mod kills;
 mod mounts;
 mod overlay;
 mod own;
+mod policy;
 mod registration;
 mod roots;
 mod small_tree;
