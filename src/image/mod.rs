@@ -2,7 +2,7 @@
 //!
 //! [`Store`] lists and finds images, changes them, and reads what they say of themselves. Every change is made under
 //! the locks that systemd's tools take ([`lock`]), so that neither removes what the other runs. An image's tree is
-//! hostile: below it nothing is opened but through [`RootFd`](crate::sys::path::RootFd) or entry by entry, by
+//! hostile: below it nothing is opened but through [`RootFd`] or entry by entry, by
 //! descriptor. Nothing here knows a message bus, prints, or touches a machine's definition.
 
 mod change;

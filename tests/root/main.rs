@@ -12,6 +12,7 @@ mod daemon_inspect;
 mod daemon_transfer;
 mod foreign;
 mod images;
+mod images_machined;
 mod isolation;
 mod kills;
 mod mounts;
