@@ -120,7 +120,13 @@ fn others_register_nothing_without_polkit() {
         ("TerminateMachine", &["s", "m"][..]),
         ("KillMachine", &["ssi", "m", "", "9"]),
         ("UnregisterMachine", &["s", "m"]),
+        ("OpenMachinePTY", &["s", "m"]),
+        ("OpenMachineLogin", &["s", "m"]),
+        ("OpenMachineShell", &["sssasas", "m", "", "", "0", "0"]),
         ("OpenMachineRootDirectory", &["s", "m"]),
+        ("BindMountMachine", &["sssbb", "m", "/", "/x", "0", "0"]),
+        ("CopyToMachine", &["sss", "m", "/etc/shadow", "/x"]),
+        ("CopyFromMachine", &["sss", "m", "/etc/shadow", "/x"]),
     ] {
         let output = call(member, args);
         assert!(output.status != 0, "{member}: {output:?}");
@@ -159,6 +165,9 @@ fn unknown_machines_images_and_processes_have_errors_of_their_own() {
         refused(client.manager("BindMountMachine", &(name, "/a", "/b", false, false)), unknown, &text);
         let none: &[&str] = &[];
         refused(client.manager("OpenMachineShell", &(name, "", "", none, none)), unknown, &text);
+    }
+    for (member, name) in [("GetImage", "i"), ("RemoveImage", "i"), ("GetImageHostname", "i")] {
+        refused(client.manager(member, &name), "machine1.NoSuchImage", "No image 'i' known");
     }
     let text = "PID 2 does not belong to any known machine";
     refused(client.manager("GetMachineByPID", &2_u32), "machine1.NoMachineForPID", text);

@@ -4,6 +4,7 @@ mod bad_input;
 mod boots;
 #[allow(dead_code, reason = "used as more tests come")]
 mod bus;
+mod bus_images;
 mod bus_input;
 mod cves;
 mod cycles;
