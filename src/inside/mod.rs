@@ -96,7 +96,7 @@ impl std::error::Error for InsideError {}
 
 type Outcome<T> = Result<T, InsideError>;
 
-/// Ends the other process if we leave before it has answered.
+/// Ends the other process, which has nothing to do after its answer.
 struct Guard(Child);
 
 impl Drop for Guard {
@@ -121,7 +121,8 @@ pub fn ask(leader: impl AsFd, request: &Request, limit: Option<Duration>) -> Out
         .stdout(Stdio::null())
         .spawn()
         .call(|| format!("running '{PROGRAM}' again"))?;
-    let mut child = Guard(child);
+    // Dropped before the answer is given on, so that no zombie stays.
+    let _child = Guard(child);
     let data = serde_json::to_vec(request).map_err(|e| InsideError::new(Errno::EINVAL, e.to_string()))?;
     socket::send(&ours, &data, &[leader.as_fd()])?;
     wait(&ours, limit)?;
@@ -132,8 +133,6 @@ pub fn ask(leader: impl AsFd, request: &Request, limit: Option<Duration>) -> Out
         return Err(lost());
     }
     let answer: Outcome<Answer> = serde_json::from_slice(&buffer[..received.len]).map_err(|_| lost())?;
-    // It ends right after its answer; a zombie would stay else.
-    let _ = child.0.wait();
     answer.map(|answer| (answer, received.fds.into_iter().next()))
 }
 

@@ -156,11 +156,12 @@ impl Bus {
         output.stderr.trim().strip_prefix("Call failed: ").unwrap_or(&output.stderr).to_owned()
     }
 
-    /// `machinectl` on this bus.
+    /// `machinectl` on this bus, on what looks like a host with systemd.
     pub(crate) fn machinectl(&self, args: &[&str]) -> Output {
-        let mut command = Command::new("machinectl");
+        let script = "mount -t tmpfs none /run && mkdir -p /run/systemd/system && exec machinectl --no-pager \"$@\"";
+        let mut command = Command::new("unshare");
         command.env("DBUS_SYSTEM_BUS_ADDRESS", self.address()).env("SYSTEMD_COLORS", "0");
-        finish(command.arg("--no-pager").args(args).stdin(Stdio::null()))
+        finish(command.args(["--mount", "sh", "-c", script, "sh"]).args(args).stdin(Stdio::null()))
     }
 }
 

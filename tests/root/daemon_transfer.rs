@@ -7,8 +7,12 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
 use crate::bus::Bus;
 use crate::daemon_inspect::{done, sleeper};
+use crate::images::running_nspawn;
 use crate::support::{Host, wait_for};
 
 /// Owner, group, mode and time of a file of a machine, as `stat` prints them.
@@ -40,6 +44,11 @@ fn make_source(dir: &Path) {
     fs::write(dir.join("program"), "#!/bin/sh\n").expect("write");
     fs::set_permissions(dir.join("program"), PermissionsExt::from_mode(0o4755)).expect("chmod");
     tool("python3", &["-c", "import os,sys; os.setxattr(sys.argv[1], 'user.color', b'red')", text(&dir.join("sub"))]);
+    // user::rw-, user:33:rw-, group::r--, mask::rw-, other::---
+    let acl = "import os,struct,sys; e = [(1, 6, -1), (2, 6, 33), (4, 4, -1), (16, 6, -1), (32, 0, -1)]; os.setxattr(sys.argv[1], \
+               'system.posix_acl_access', struct.pack('<I', 2) + b''.join(struct.pack('<HHi', *x) for x in e))";
+    fs::write(dir.join("acl"), "").expect("write");
+    tool("python3", &["-c", acl, text(&dir.join("acl"))]);
     // Of somebody that the machine has no id for.
     fs::write(dir.join("sub/deep/foreign"), "readable").expect("write");
     std::os::unix::fs::chown(dir.join("sub/deep/foreign"), Some(200_000), Some(200_000)).expect("chown");
@@ -155,6 +164,14 @@ fn copies_keep_what_belongs_to_files_both_ways() {
     };
     assert!(shift >= 0x10000);
 
+    // What he keeps for himself is not for the machine's root.
+    let private = host.path("private");
+    fs::write(&private, "secret").expect("write");
+    fs::set_permissions(&private, PermissionsExt::from_mode(0o600)).expect("chmod");
+    std::os::unix::fs::chown(&private, Some(200_000), Some(200_000)).expect("chown");
+    assert_eq!(bus.refused("CopyToMachine", &["sss", &machine, text(&private), "/tmp/private"]), "Access denied");
+    assert_eq!(host.sh(&machine, "ls -A /tmp"), "copy\n");
+
     bus.ok("CopyFromMachine", &["sss", &machine, "/tmp/copy", text(&back)]);
     let file = fs::metadata(back.join("file")).expect("copied");
     assert_eq!(
@@ -163,6 +180,10 @@ fn copies_keep_what_belongs_to_files_both_ways() {
     );
     assert_eq!(fs::metadata(back.join("sub/hard")).expect("copied").ino(), file.ino());
     assert_eq!(fs::read_link(back.join("link")).expect("a link"), Path::new("/etc/passwd"));
+    let acl = "import os,struct,sys; print(struct.unpack_from('<HHi', os.getxattr(sys.argv[1], 'system.posix_acl_access'), 12))";
+    assert_eq!(tool("python3", &["-c", acl, text(&back.join("acl"))]), "(2, 6, 33)\n");
+    let in_machine = format!("/proc/{}/root/tmp/copy/acl", host.status(&machine, "leader"));
+    assert_eq!(tool("python3", &["-c", acl, &in_machine]), format!("(2, 6, {})\n", shift + 33));
     let color = "import os,sys; print(os.getxattr(sys.argv[1], 'user.color').decode())";
     assert_eq!(tool("python3", &["-c", color, text(&back.join("sub"))]), "red\n");
     assert_eq!(fs::read_to_string(back.join("file")).expect("read"), "hello\n");
@@ -347,7 +368,7 @@ fn a_copy_goes_on_without_its_client_and_too_many_are_refused() {
         while !over.load(Ordering::Relaxed) {
             for pid in helpers(daemon) {
                 if held.lock().expect("no panic").insert(pid) {
-                    signal(pid, "STOP");
+                    signal(pid, Signal::SIGSTOP);
                 }
             }
         }
@@ -390,7 +411,7 @@ fn a_copy_goes_on_without_its_client_and_too_many_are_refused() {
         over.store(true, Ordering::Relaxed);
         holder.join().expect("no panic");
         for pid in held.lock().expect("no panic").iter() {
-            signal(*pid, "CONT");
+            signal(*pid, Signal::SIGCONT);
         }
         wait_for("the end of the copies", Duration::from_secs(60), || helpers(daemon).is_empty());
         let counts = host.sh(&machine, "for d in /tmp/*; do ls $d | wc -l; done | sort | uniq -c");
@@ -414,9 +435,10 @@ fn helpers(daemon: u32) -> Vec<u32> {
     found
 }
 
-fn signal(pid: u32, name: &str) {
+fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
     // It may have ended.
-    let _ = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
+    let _ = nix::sys::signal::kill(pid, signal);
 }
 
 #[test]
@@ -476,4 +498,132 @@ fn file_systems_without_id_maps_are_copied_by_way_of_memory() {
     assert_eq!(stat_in(&host, &machine, "/tmp/copy").split(' ').next(), Some("0"));
     done(&host, &[&machine]);
     host.assert_nothing_left();
+}
+
+#[test]
+fn machines_of_systemd_nspawn_are_served_as_well() {
+    let host = Host::new();
+    let bus = Bus::start(&host);
+    let (tree, source, back) = (host.path("tree"), host.path("source"), host.path("back"));
+    tool("cp", &["-a", text(&crate::support::tree("trixie-busybox")), text(&tree)]);
+    make_source(&source);
+    for users in [&["--private-users=pick", "--private-users-ownership=map"][..], &["--private-users=no"]] {
+        let mut nspawn = running_nspawn(&host, &[&["-D", text(&tree)], users].concat());
+        let children = format!("/proc/{0}/task/{0}/children", nspawn.id());
+        let leader = fs::read_to_string(children).expect("children").trim().to_owned();
+        bus.ok("RegisterMachine", &["sayssus", "spawned", "0", "systemd-nspawn", "container", &leader, ""]);
+        assert!(bus.ok("GetMachineOSRelease", &["s", "spawned"]).contains("\"ID\" \"busybox\""));
+        bus.ok("BindMountMachine", &["sssbb", "spawned", text(&source), "/bound/here", "yes", "yes"]);
+        let within = |script: &str| {
+            let all = ["--target", &leader, "--all", "--root", "--wd", "--", "/bin/sh", "-c", script];
+            tool("nsenter", &all)
+        };
+        assert_eq!(
+            within("stat -c '%u %g %a %Y %h' /bound/here/file; touch /bound/here/x 2>&1; stat -c %u /bound"),
+            "1000 1001 640 981173106 2\ntouch: /bound/here/x: Read-only file system\n0\n"
+        );
+        bus.ok("CopyToMachine", &["sss", "spawned", text(&source), "/copied"]);
+        assert_eq!(
+            within("stat -c '%u %g %a %Y %h' /copied/file; rm -r /bound /copied 2>/dev/null; echo over"),
+            "1000 1001 640 981173106 2\nover\n"
+        );
+        bus.ok("CopyFromMachineWithFlags", &["ssst", "spawned", "/etc/passwd", text(&back), "1"]);
+        let stat = fs::metadata(&back).expect("copied");
+        assert_eq!((stat.uid(), stat.gid()), (0, 0));
+        drop(nspawn.stdin.take());
+        nspawn.wait().expect("nspawn ends");
+        host.wait_for("the end of the machine", || bus.call("GetMachine", &["s", "spawned"]).status != 0);
+        assert!(source.join("sub/deep/foreign").exists());
+    }
+}
+
+#[test]
+fn a_systemd_machine_sees_a_bind_in_its_services_and_journalctl_its_root() {
+    let host = Host::new();
+    let bus = Bus::start(&host);
+    let toml = "register = \"yes\"\n[root]\noverlay = { lower = [\"{trixie-systemd}\"], upper = \"ephemeral\" }\n";
+    let machine = host.define("s", toml);
+    host.ok(&["start", &machine]);
+    let source = host.path("source");
+    make_source(&source);
+    // A service with mounts of its own, begun before: what is mounted later reaches it.
+    let run = "systemd-run --quiet --unit=watch -p PrivateTmp=yes sleep 1000; until pidof sleep; do :; done";
+    let pid = host.sh(&machine, run).trim().to_owned();
+    bus.ok("BindMountMachine", &["sssbb", &machine, text(&source), "/srv/bound", "no", "yes"]);
+    let seen = host.sh(&machine, &format!("nsenter --target {pid} --mount cat /srv/bound/file"));
+    assert_eq!(seen, "hello\n");
+    host.sh(&machine, "umount /srv/bound");
+    assert!(source.join("file").exists());
+
+    let output = bus.machinectl(&["copy-to", &machine, text(&source), "/srv/copy"]);
+    assert_eq!(output.status, 0, "{output:?}");
+    assert_eq!(stat_in(&host, &machine, "/srv/copy/file"), "1000 1001 640 981173106 2");
+    let output = bus.machinectl(&["bind", "--mkdir", "--read-only", &machine, text(&source), "/srv/other"]);
+    assert_eq!(output.status, 0, "{output:?}");
+    assert_eq!(host.sh(&machine, "cat /srv/other/file"), "hello\n");
+    let back = host.path("back");
+    let output = bus.machinectl(&["copy-from", &machine, "/srv/copy", text(&back)]);
+    assert_eq!(output.status, 0, "{output:?}");
+    assert_eq!(fs::read_to_string(back.join("file")).expect("copied"), "hello\n");
+
+    // The root of the machine as it sees it, with what is mounted on it.
+    let reply = bus.client().manager("OpenMachineRootDirectory", &(&machine,)).expect("opened");
+    let root: zbus::wire::OwnedFd = reply.body().deserialize().expect("a descriptor");
+    let inside = format!("/proc/self/fd/{}/run/systemd/system", std::os::fd::AsRawFd::as_raw_fd(&root));
+    assert!(Path::new(&inside).is_dir() && !Path::new(&format!("{inside}/../../machinist")).exists());
+    drop(root);
+    done(&host, &[&machine]);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn a_machine_that_keeps_us_waiting_is_left_alone() {
+    let host = Host::new();
+    let bus = Bus::start(&host);
+    let machine = sleeper(&host, "m", "true", "");
+    let client = bus.client();
+    let refused = std::thread::scope(|scope| {
+        // It may be over before it could be stopped.
+        (0..100).find_map(|_| {
+            let call = scope.spawn(|| client.manager("GetMachineOSRelease", &(&machine,)));
+            while !call.is_finished() {
+                // Stopped is how a process looks that waits for a file system of the machine.
+                helpers(bus.daemon()).iter().for_each(|pid| signal(*pid, Signal::SIGSTOP));
+            }
+            call.join().expect("no panic").err()
+        })
+    });
+    let refused = refused.expect("one that was stopped in time");
+    assert_eq!(refused.0, "org.freedesktop.DBus.Error.Timeout");
+    assert_eq!(refused.1, "the machine did not answer in time");
+    assert_eq!(helpers(bus.daemon()), Vec::<u32>::new());
+    done(&host, &[&machine]);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn virtual_machines_and_the_host_are_no_places_for_files() {
+    let host = Host::new();
+    let bus = Bus::start(&host);
+    let mut process = Command::new("sleep").arg("1000").spawn().expect("run sleep");
+    let leader = process.id().to_string();
+    bus.ok("RegisterMachine", &["sayssus", "virtual", "0", "test", "vm", &leader, ""]);
+    let only = |what: &str| format!("{what} is only supported on container machines.");
+    for name in ["virtual", ".host"] {
+        let copy = [name, "/etc/passwd", "/tmp/x"];
+        let bind = ["sssbb", copy[0], copy[1], copy[2], "no", "no"];
+        assert_eq!(bus.refused("BindMountMachine", &bind), only("Bind mounting"));
+        assert_eq!(bus.refused("CopyToMachine", &["sss", copy[0], copy[1], copy[2]]), only("Copying files"));
+    }
+    assert_eq!(bus.refused("GetMachineAddresses", &["s", "virtual"]), only("Requesting IP address data"));
+    assert_eq!(bus.refused("GetMachineOSRelease", &["s", "virtual"]), only("Requesting OS release data"));
+    assert_eq!(bus.refused("OpenMachineRootDirectory", &["s", "virtual"]), only("Opening the root directory"));
+    let text = "UID/GID shift may only be determined for container machines.";
+    assert_eq!(bus.refused("GetMachineUIDShift", &["s", "virtual"]), text);
+    let refused = bus.client().manager("CopyToMachine", &("virtual", "/a", "/b")).expect_err("a virtual machine");
+    assert_eq!(refused.0, "org.freedesktop.DBus.Error.NotSupported");
+    let refused = bus.client().manager("GetMachineSSHInfo", &("virtual",)).expect_err("none");
+    assert_eq!(refused.0, "org.freedesktop.DBus.Error.FileNotFound");
+    process.kill().expect("kill");
+    process.wait().expect("wait");
 }

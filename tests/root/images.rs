@@ -26,7 +26,7 @@ fn nspawn(host: &Host, args: &[&str]) -> Command {
 }
 
 /// A machine of systemd-nspawn's that runs until its standard input ends.
-fn running_nspawn(host: &Host, args: &[&str]) -> Child {
+pub(crate) fn running_nspawn(host: &Host, args: &[&str]) -> Child {
     let mut command = nspawn(host, args);
     command.args(["--pipe", "/bin/busybox", "sh", "-c", "echo running; cat"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("nspawn");
