@@ -12,7 +12,6 @@
 //!
 //! Messages are dispatched by us and not by the library's object server: objects exist as long as a file does, all
 //! interfaces are asked for by an empty name, and `machine/self` is another object for each caller.
-#![allow(dead_code, reason = "the operations on machines come next")]
 
 mod authority;
 mod call;
