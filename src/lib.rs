@@ -109,6 +109,11 @@
 //! - **A machine is a unit where systemd is**: the one whose main process its supervisor is, if that has `Delegate=`,
 //!   else a scope, since groups below other units are not ours. Elsewhere `run` stays in its caller's control group,
 //!   and only `start` gives the supervisor one.
+//! - **The daemon dispatches messages itself**, not by the bus library's object server: images are objects as long as a file
+//!   exists, `machine/self` is another object for each caller, and stock clients ask for the properties of all interfaces
+//!   by an empty name.
+//! - **What `org.machinist1` is asked to do, a verb of this program does**, in a process of its own: errors and results are
+//!   those of the command line, and the daemon neither clones nor waits for anything of a machine.
 //! - **Ephemeral uppers are a tmpfs** of the machine's mount namespace, not a directory that somebody must remove.
 //! - **[`config`] knows the words of [`plan::seccomp`]**, so that a wrong one is refused with its line in the file.
 
