@@ -22,6 +22,7 @@ mod own;
 mod policy;
 mod registration;
 mod roots;
+mod service;
 mod small_tree;
 mod smoke;
 #[allow(dead_code, reason = "used as more tests come")]
