@@ -30,8 +30,9 @@ use crate::sys::{self, Errno, socket};
 
 pub use errand::Errand;
 
-/// How long a call may take before we go on without its answer.
-pub const LIMIT: Duration = Duration::from_secs(5);
+/// How long a call may take before we go on without its answer. A busy host that has to start a daemon for it needs a few
+/// seconds.
+pub const LIMIT: Duration = Duration::from_secs(10);
 
 /// Where the system bus is.
 #[derive(Debug, Clone, PartialEq, Eq)]

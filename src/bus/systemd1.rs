@@ -29,6 +29,10 @@ pub const STOP_SIGNAL: i32 = libc::SIGURG;
 /// The error of a unit that is there already.
 pub(super) const EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 
+/// How long a scope may take. Without one the machine's group is where systemd does not expect it, so this is worth more
+/// patience than a table entry.
+const SCOPE_LIMIT: Duration = Duration::from_secs(30);
+
 /// Tasks of a machine, as systemd-nspawn has it.
 const TASKS_MAX: u64 = 16_384;
 
@@ -67,7 +71,7 @@ pub fn start_scope(bus: &SystemBus, request: &ScopeRequest<'_>) -> Result<Scope,
         };
         parent.tell(&Ok(settled.map_err(|e| e.errno as i32)));
     })?;
-    let group = errand.answer(LIMIT)?;
+    let group = errand.answer(SCOPE_LIMIT)?;
     Ok(Scope { errand, group })
 }
 
