@@ -72,7 +72,7 @@ pub(super) fn list(layout: &Layout, all: bool) -> Option<Result<Vec<Value>, Fail
 /// What is known of one machine, for those who may not look themselves.
 pub(super) fn machine(layout: &Layout, name: &str) -> Option<Result<Value, Failure>> {
     let found = if is_root() { None } else { ask(layout, |daemon| daemon.machine(name)) };
-    let keys = ["definition", "ids", "init", "init-kind", "status"];
+    let keys = ["definition", "ids", "init", "init-kind", "status", "unit"];
     let whole = |machine: Value| if machine["leader"].is_null() { machine } else { with_nulls(machine, &keys) };
     found.map(|found| found.map(whole))
 }

@@ -371,6 +371,7 @@ fn a_copy_goes_on_without_its_client_and_too_many_are_refused() {
                     signal(pid, Signal::SIGSTOP);
                 }
             }
+            std::thread::sleep(Duration::from_millis(1));
         }
     };
     std::thread::scope(|scope| {
@@ -588,7 +589,9 @@ fn a_machine_that_keeps_us_waiting_is_left_alone() {
             let call = scope.spawn(|| client.manager("GetMachineOSRelease", &(&machine,)));
             while !call.is_finished() {
                 // Stopped is how a process looks that waits for a file system of the machine.
-                helpers(bus.daemon()).iter().for_each(|pid| signal(*pid, Signal::SIGSTOP));
+                let found = helpers(bus.daemon());
+                found.iter().for_each(|pid| signal(*pid, Signal::SIGSTOP));
+                std::thread::sleep(Duration::from_millis(if found.is_empty() { 0 } else { 100 }));
             }
             call.join().expect("no panic").err()
         })
