@@ -216,6 +216,7 @@ fn an_installation_has_what_its_kind_of_host_needs() {
         "/usr/lib/systemd/system/machinist.service.d/machine1.conf",
         "/usr/lib/systemd/system/machinist.socket",
         "/usr/lib/systemd/system/machinist@.service",
+        "/usr/lib/systemd/system/machinist@.service.d/machine1.conf",
         "/usr/lib/tmpfiles.d/machinist.conf",
     ]
     .map(str::to_owned);
