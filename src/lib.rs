@@ -46,7 +46,7 @@
 //! | [`supervisor::enter`] | commands in a running machine |
 //! | [`supervisor::seal`] | our own program cannot be written through a machine |
 //! | [`inside`] | files of a running machine: read, shown, copied by a process of ours with no more rights than its root |
-//! | [`daemon`] | the bus: `org.freedesktop.machine1`; knows machines, runs none |
+//! | [`daemon`] | the bus: `org.freedesktop.machine1`, and the same by Varlink; knows machines, runs none |
 //! | [`cli`] | the verbs, and everything that is printed |
 //!
 //! To read it in one go: [`spec`], [`plan`], [`supervisor::handshake`], [`supervisor::child`], [`supervisor::life`].

@@ -130,6 +130,8 @@ struct Daemon {
     runtime: SharedRuntime,
     registry: Mutex<Registry>,
     callers: Mutex<HashMap<String, Credentials>>,
+    /// Limit of open files that we were started with, if we have another by now.
+    file_limit: Option<u64>,
     /// Scopes that we made and hold.
     units: Mutex<HashSet<String>>,
     level: Mutex<Level>,
@@ -264,19 +266,19 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
     zbus::block_on(serve(options))
 }
 
-/// Makes room for machines and clients, each of which costs two descriptors.
+/// Makes room for machines and clients, each of which costs two descriptors; gives the limit that was.
 ///
-/// The usual limit of 1,024 is for programs that use `select(2)`; programs started in machines come with their own.
-fn raise_file_limit() {
+/// The usual limit of 1,024 is for programs that use `select(2)`, so [`Daemon::program`] sets it again.
+fn raise_file_limit() -> Option<u64> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // Where it may not be raised, there is room for less.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(FILES)), hard);
-    }
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    // Where it may not be raised, there is room for less.
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(FILES)), hard).ok()?;
+    Some(soft)
 }
 
 async fn serve(options: &Options) -> Result<(), DaemonError> {
-    raise_file_limit();
+    let file_limit = raise_file_limit();
     let builder = match &options.bus {
         Some(address) => Builder::address(address.as_str()),
         None => Builder::system(),
@@ -293,6 +295,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         runtime: runtime.clone(),
         registry: Mutex::new(registry),
         callers: Mutex::default(),
+        file_limit,
         units: Mutex::default(),
         level: Mutex::new(Level::Info),
         last_call: Mutex::new(Instant::now()),

@@ -57,6 +57,9 @@ impl Daemon {
         for variable in OURS {
             command.env_remove(variable);
         }
+        if let Some(limit) = self.file_limit {
+            crate::sys::process::limit_files_of(&mut command, limit);
+        }
         if let Some(address) = &self.bus {
             command.env("DBUS_SYSTEM_BUS_ADDRESS", address);
         }

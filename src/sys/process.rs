@@ -255,6 +255,18 @@ pub fn load_filter(program: &[FilterInsn]) -> Result<()> {
     check(result).call(name).map(drop)
 }
 
+/// Makes `command` run with this soft limit of open files (`RLIMIT_NOFILE`).
+pub fn limit_files_of(command: &mut std::process::Command, soft: u64) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use std::os::unix::process::CommandExt as _;
+    let set = move || {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?)
+    };
+    // SAFETY: in the new process, which has our memory, it makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(set) };
+}
+
 /// Joins a new, empty session keyring, so that no key of the host is possessed (`keyctl(2)`).
 ///
 /// A kernel without keyrings has none to leak, so ENOSYS is fine.

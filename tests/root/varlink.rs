@@ -395,6 +395,9 @@ fn varlinkctl_of_257_and_262_understands_all() {
         let one: Value = serde_json::from_str(&one).expect("JSON");
         assert!(one["OSRelease"].as_array().is_some_and(|r| r.contains(&json!("ID=busybox"))), "{one}");
         assert!(one["UIDShift"].as_u64().is_some_and(|shift| shift >= 0x10000), "{one}");
+        let images =
+            list(&format!("--more /{IMAGE} io.systemd.MachineImage.List '{{\"acquireMetadata\":\"graceful\"}}'"));
+        assert!(images.contains("\"name\":\".host\"") && images.contains("OSRelease"), "{images}");
         let missing =
             in_tree(&host, &tree, &format!("varlinkctl call /{MACHINE} io.systemd.Machine.List '{{\"name\":\"no\"}}'"));
         assert!(missing.status != 0 && missing.stderr.contains("io.systemd.Machine.NoSuchMachine"), "{missing:?}");
