@@ -87,6 +87,7 @@
 //!   leaves its group at its very end, where nobody waits, so that the group can be removed; and `run` from a shell on
 //!   a host with systemd moves into the machine's scope, as does a unit's main process below it before systemd 254.
 //! - **No file of a running machine is touched by the daemon**: a machine can make that wait for ever. [`inside`] does.
+//! - **No change of an image, and no use of one,** without the locks by which systemd's tools know of it.
 //! - **No chown of a tree** unless a definition asks for it.
 //! - **No host object without a name made from the machine's.** Guards do not run on SIGKILL; `reap` and the next start
 //!   find leftovers by name.
