@@ -45,7 +45,7 @@ pub struct HostFacts {
     pub kernel: (u32, u32),
     /// Capabilities a child could have (the bounding set).
     pub capabilities: u64,
-    /// systemd is this host's service manager (`sd_booted(3)`).
+    /// systemd is this host's service manager ([`systemd_runs`]).
     pub systemd: bool,
     /// cgroup2, if it is mounted anywhere.
     pub cgroup: Option<CgroupFacts>,
@@ -72,6 +72,16 @@ impl HostFacts {
     }
 }
 
+/// Whether systemd is this host's service manager.
+///
+/// `sd_booted(3)` asks for the directory alone. Hosts without systemd may have it too, because `machinectl` does
+/// nothing without.
+pub fn systemd_runs() -> bool {
+    // Where others' processes are hidden, the directory has to do.
+    let is_init = || read("/proc/1/comm").map_or(true, |comm| comm.trim_end() == "systemd");
+    Path::new("/run/systemd/system").is_dir() && is_init()
+}
+
 /// Looks at the host.
 pub fn probe() -> Result<HostFacts> {
     let status = read("/proc/self/status")?;
@@ -81,7 +91,7 @@ pub fn probe() -> Result<HostFacts> {
         privileged: rustix::process::geteuid().is_root() && capability_line(&status, "CapEff:") & CAP_SYS_ADMIN != 0,
         kernel: parse_kernel_version(&uts.release().to_string_lossy()),
         capabilities: capability_line(&status, "CapBnd:"),
-        systemd: Path::new("/run/systemd/system").is_dir(),
+        systemd: systemd_runs(),
         cgroup: probe_cgroup()?,
         os_release,
     })

@@ -51,6 +51,10 @@ async fn call<T: serde::Serialize + DynamicType>(
 
 /// Whether there is a systemd that can be asked; we may own its name ourselves where there is none.
 async fn has_systemd(daemon: &Daemon) -> bool {
+    // Not where we stand in for it ourselves.
+    if daemon.stand_in.served.load(std::sync::atomic::Ordering::Relaxed) {
+        return false;
+    }
     let Ok(bus) = zbus::fdo::DBusProxy::new(&daemon.connection).await else { return false };
     let Ok(name) = zbus::names::BusName::try_from(SYSTEMD) else { return false };
     let owner = bus.get_name_owner(name).await;

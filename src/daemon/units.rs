@@ -25,7 +25,7 @@ use super::registry::Machine;
 use super::{Daemon, lock};
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::state::{self, Phase, State};
-use crate::{cgroup, config};
+use crate::{cgroup, config, host};
 
 /// The name that is taken.
 const SYSTEMD1: &str = "org.freedesktop.systemd1";
@@ -37,15 +37,9 @@ pub(super) const UNITS: &str = "/org/freedesktop/systemd1/unit";
 /// A failure so soon is answered with its cause; a later one only ends the job.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Whether systemd is the host's init, in the words of `sd_booted(3)`, but not believing a mere directory.
-pub(super) fn systemd_runs() -> bool {
-    Path::new("/run/systemd/system").is_dir()
-        && crate::sys::read_text(Path::new("/proc/1/comm")).is_ok_and(|comm| comm.trim() == "systemd")
-}
-
 /// Takes systemd's name where it does not run and nobody else stands in for it.
 pub(super) async fn take_name(daemon: &Daemon) -> Option<&'static str> {
-    if systemd_runs() {
+    if host::systemd_runs() {
         return None;
     }
     let reply = daemon.connection.request_name_with_flags(SYSTEMD1, RequestNameFlags::DO_NOT_QUEUE).await;
