@@ -346,7 +346,7 @@ async fn take_names(connection: &Connection, machine1: Machine1) -> Result<Vec<&
         Machine1::No => false,
         Machine1::Yes => true,
         // A service file of systemd's starts nobody there.
-        Machine1::Auto if !units::systemd_runs() => true,
+        Machine1::Auto if !crate::host::systemd_runs() => true,
         Machine1::Auto => {
             let activatable = bus.list_activatable_names().await.doing("cannot ask the bus for names")?;
             !activatable.iter().any(|name| name.as_str() == MACHINE1)

@@ -509,7 +509,9 @@ async fn disable(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
 
 /// Gives a machine of ours without a unit of systemd's the one that it has here.
 pub(super) fn adopt(daemon: &Daemon, machine: &mut Machine) {
-    if machine.unit.is_empty() && super::machine::own_state(daemon, machine).is_some() {
+    // Its supervisor writes its state while it registers, so there may be nothing to read yet.
+    let ours = machine.service == crate::bus::machine1::SERVICE && machine.uid == 0;
+    if machine.unit.is_empty() && ours && daemon.stand_in.served.load(Ordering::Relaxed) {
         machine.unit = unit_name(&machine.name);
     }
 }

@@ -6,6 +6,7 @@ mod boots;
 mod bus;
 mod bus_images;
 mod bus_input;
+mod clients;
 mod cves;
 mod cycles;
 mod daemon_enter;
@@ -25,6 +26,7 @@ mod roots;
 mod service;
 mod small_tree;
 mod smoke;
+mod stage;
 #[allow(dead_code, reason = "used as more tests come")]
 mod support;
 mod varlink;
