@@ -324,11 +324,11 @@ fn owner(pid: i32) -> Outcome<u32> {
     uid.ok_or_else(|| Failure::errno(crate::sys::Errno::ESRCH, "The leader has ended."))
 }
 
-fn micros(duration: std::time::Duration) -> u64 {
+pub(super) fn micros(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn monotonic() -> u64 {
+pub(super) fn monotonic() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000
 }

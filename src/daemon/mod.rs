@@ -18,6 +18,7 @@ mod call;
 mod defined;
 mod enter;
 mod events;
+mod found;
 mod image;
 mod inspect;
 mod interface;
@@ -37,7 +38,7 @@ mod varlink;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::AsFd as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -139,6 +140,9 @@ struct Daemon {
     read_group: Option<u32>,
     operations: AtomicUsize,
     stand_in: units::Units,
+    /// Whether every machine that there is has been found; calls wait for that.
+    complete: AtomicBool,
+    completed: Event,
     say: fn(u8, &str),
     quit: Event,
 }
@@ -189,6 +193,18 @@ impl Daemon {
     /// The machine of that name; not the host.
     fn machine(&self, name: &str) -> Outcome<Arc<Machine>> {
         self.registry().get(name).cloned().ok_or_else(|| Failure::no_such_machine(name))
+    }
+
+    /// Back when every machine that there is has been found.
+    async fn completion(&self) {
+        while !self.complete.load(Ordering::Acquire) {
+            let completed = self.completed.listen();
+            // It may have come between the question and the listening.
+            if self.complete.load(Ordering::Acquire) {
+                return;
+            }
+            completed.await;
+        }
     }
 
     /// Does work that may block, beside the bus.
@@ -302,6 +318,8 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         read_group: options.read_group,
         operations: AtomicUsize::new(0),
         stand_in: units::Units::default(),
+        complete: AtomicBool::new(false),
+        completed: Event::new(),
         say: options.say,
         quit: Event::new(),
     });
@@ -320,8 +338,14 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     let sockets = varlink::serve(&daemon, varlink::passed(), names.contains(&MACHINE1));
     if names.contains(&MACHINE1) {
         names.extend(units::take_name(&daemon).await);
+        found::take_in(&daemon).await;
     }
-    daemon.say(Level::Info, &format!("Serving {} with {} machines.", names.join(" and "), known.len()));
+    daemon.complete.store(true, Ordering::Release);
+    daemon.completed.notify(usize::MAX);
+    daemon.say(
+        Level::Info,
+        &format!("Serving {} with {} machines.", names.join(" and "), daemon.registry().iter().count()),
+    );
     if let Ok(address) = std::env::var("NOTIFY_SOCKET") {
         // Whoever asked to be told and does not listen notices that by himself.
         let _ = socket::notify(&address, "READY=1");
@@ -388,6 +412,7 @@ async fn serve_calls(daemon: Arc<Daemon>, mut stream: MessageStream) {
 }
 
 async fn answer(daemon: &Arc<Daemon>, call: &Call) {
+    daemon.completion().await;
     let result = objects::dispatch(daemon, call).await;
     if let Err(failure) = &result {
         daemon.say(Level::Debug, &format!("{} for {}: {failure}", call.member(), call.sender()));

@@ -114,8 +114,8 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
             };
             let pid = Pid::from_raw(leader);
             let pidfd = process::pidfd_open(pid).doing(|| "cannot hold the leader".into())?;
-            registering.machine(job, leader, id);
-            let state = state(prepared, leader, init, kind);
+            let entered = registering.machine(job, leader, id);
+            let state = State { machine_id: entered.map(|id| id.uuid()), ..state(prepared, leader, init, kind) };
             Ok(Launched { leader: pidfd, state, notify, channel: ours, master, outer, registering })
         }
         Some((FromChild::Failed(failure), _)) => ended().and(Err(StepError::from(failure).into())),
@@ -130,6 +130,7 @@ fn state(prepared: &Prepared, leader: i32, init: Option<String>, init_kind: Opti
     let plan = &prepared.job.plan;
     State {
         name: plan.name.as_str().to_owned(),
+        machine_id: None,
         phase: Phase::Starting,
         leader,
         leader_start: start_time(leader).unwrap_or(0),

@@ -39,12 +39,14 @@ impl Registering {
         Self(Some(machine1::begin(&SystemBus::of(layout), last)))
     }
 
-    /// Says who is to be entered; `drawn` is the id offered to an init that has none.
-    pub(super) fn machine(&self, job: &Job, leader: i32, drawn: MachineId) {
-        let Some(Ok(registrar)) = &self.0 else { return };
+    /// Says who is to be entered and gives the id it is entered by, if it is; `drawn` is the one offered to an init that
+    /// has none.
+    pub(super) fn machine(&self, job: &Job, leader: i32, drawn: MachineId) -> Option<MachineId> {
+        let id = self.0.is_some().then(|| own_id(leader).unwrap_or(drawn))?;
+        let Some(Ok(registrar)) = &self.0 else { return Some(id) };
         registrar.machine(&Registration {
             name: job.plan.name.as_str().to_owned(),
-            id: own_id(leader).unwrap_or(drawn).0,
+            id: id.0,
             leader: leader.unsigned_abs(),
             root: match &job.plan.root.source {
                 TreePlan::Directory(path) => path.display().to_string(),
@@ -53,6 +55,7 @@ impl Registering {
             },
             interfaces: Vec::new(),
         });
+        Some(id)
     }
 
     /// Waits for the answer and says whether the machine may go on.

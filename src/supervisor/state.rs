@@ -49,6 +49,9 @@ impl Phase {
 pub struct State {
     /// The machine.
     pub name: String,
+    /// Its id in the host's table of machines; unset if it is not to be there.
+    #[serde(default)]
+    pub machine_id: Option<String>,
     /// Where it is in its life.
     pub phase: Phase,
     /// PID 1 of the machine as the host sees it.

@@ -11,6 +11,7 @@ mod cves;
 mod cycles;
 mod daemon_enter;
 mod daemon_inspect;
+mod daemon_restart;
 mod daemon_transfer;
 mod foreign;
 mod images;

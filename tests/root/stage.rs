@@ -2,6 +2,7 @@
 //! `/var/lib/machines`, `/var/lib/machinist` and `/etc/machinist` are the test host's, with a system bus and our daemon
 //! where they belong. Clients of other versions run from trees of their own, in the same namespaces.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -59,7 +60,8 @@ impl<'a> Stage<'a> {
             std::fs::create_dir_all(&work).expect("mkdir");
             let options = format!("lowerdir=/{dir},upperdir={},workdir={}", upper.display(), work.display());
             let target = Path::new("/").join(dir);
-            mount(Some("overlay"), &target, Some("overlay"), MsFlags::empty(), Some(options.as_str())).expect("overlay");
+            mount(Some("overlay"), &target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+                .expect("overlay");
         }
         for dir in SHOWN {
             let (ours, real) = (host.path(dir), Path::new("/").join(dir));
@@ -82,7 +84,7 @@ impl<'a> Stage<'a> {
             }
         }
         let config = host.path("bus.conf");
-        std::fs::write(&config, bus::CONFIG.replace("{socket}", SOCKET)).expect("write");
+        std::fs::write(&config, bus::CONFIG.replace("{socket}", SOCKET).replace("{rules}", "")).expect("write");
         let log = std::fs::File::create(host.path("bus.log")).expect("log");
         let bus = Command::new("dbus-daemon")
             .args(["--nofork", "--nopidfile"])
@@ -125,7 +127,7 @@ impl<'a> Stage<'a> {
 
     /// What the daemon has said.
     pub(crate) fn said(&self) -> String {
-        std::fs::read_to_string(self.host.path("daemon.log")).expect("log")
+        std::fs::read_to_string(self.host.path("daemon.log")).unwrap_or_default()
     }
 
     /// A program of one version of the clients; `machinist` is ours.
@@ -153,8 +155,9 @@ impl<'a> Stage<'a> {
         finish(self.command(version, words[0]).args(&words[1..]).stdin(Stdio::null()))
     }
 
-    /// Runs a client on a terminal whose other side says nothing, for at most 30 s; its output has carriage returns.
-    pub(crate) fn on_terminal(&self, version: &str, words: &[&str]) -> Output {
+    /// Runs a client on a terminal, on which nothing is typed, to its end or until it has shown `until`; its output has
+    /// carriage returns.
+    pub(crate) fn on_terminal(&self, version: &str, words: &[&str], until: Option<&str>) -> String {
         let command = self.command(version, words[0]);
         let line: Vec<String> = std::iter::once(command.get_program())
             .chain(command.get_args())
@@ -162,20 +165,35 @@ impl<'a> Stage<'a> {
             .chain(words[1..].iter().map(|word| quoted(word)))
             .collect();
         let mut terminal = Command::new("timeout");
-        terminal.args(["30", "script", "-qec", &line.join(" "), "/dev/null"]);
-        terminal.env_clear().envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));
-        // A pipe whose writer stays: at its end `script` would hang up.
-        let (reader, writer) = std::io::pipe().expect("pipe");
-        let output = finish(terminal.env("SHELL", "/bin/sh").stdin(reader));
-        drop(writer);
-        output
+        terminal.args(["30", "script", "-qefc", &line.join(" "), "/dev/null"]);
+        terminal.env_clear().envs(command.get_envs().filter_map(|(k, v)| Some((k, v?)))).env("SHELL", "/bin/sh");
+        // Its standard input stays open: at its end `script` would hang up.
+        let mut child = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("run script");
+        let (mut shown, mut buffer) = (Vec::new(), [0; 4096]);
+        let text = |shown: &[u8]| String::from_utf8_lossy(shown).into_owned();
+        while until.is_none_or(|until| !text(&shown).contains(until)) {
+            match child.stdout.as_mut().expect("stdout").read(&mut buffer).expect("read") {
+                0 => break,
+                count => shown.extend(&buffer[..count]),
+            }
+        }
+        // `timeout` hands this to `script`, which hangs up.
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        child.wait().expect("wait");
+        text(&shown)
     }
 
     /// Runs `machinist` and fails the test if it fails; gives its standard output.
     pub(crate) fn machinist(&self, args: &[&str]) -> String {
-        let output = finish(self.command("252", "machinist").args(args).stdin(Stdio::null()));
+        let output = self.machinist_output(args);
         assert_eq!(output.status, 0, "machinist {args:?}: {output:?}");
         output.stdout
+    }
+
+    /// Runs `machinist`, however it ends.
+    pub(crate) fn machinist_output(&self, args: &[&str]) -> Output {
+        finish(self.command("252", "machinist").args(args).stdin(Stdio::null()))
     }
 
     /// Runs a shell command in a machine and fails the test if it fails; gives its standard output.
@@ -185,7 +203,7 @@ impl<'a> Stage<'a> {
 
     /// One field of `status --json`, as text; nothing if the machine is not running.
     pub(crate) fn status(&self, machine: &str, field: &str) -> Option<String> {
-        let output = finish(self.command("252", "machinist").args(["status", "--json", machine]).stdin(Stdio::null()));
+        let output = self.machinist_output(&["status", "--json", machine]);
         let value: serde_json::Value = serde_json::from_str(&output.stdout).ok()?;
         match &value[field] {
             serde_json::Value::Null => None,
@@ -206,6 +224,7 @@ impl<'a> Stage<'a> {
 }
 
 impl Drop for Stage<'_> {
+    #[expect(clippy::print_stdout, reason = "shown where a test failed")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             println!("--- the daemon said:\n{}", self.said());
