@@ -7,7 +7,7 @@
 //!                                                        └──> registry (machines, state files)
 //! ```
 //!
-//! One thread serves the bus; work that may block goes to a pool ([`Daemon::blocking`]). No machine depends on the
+//! One thread serves the bus; work that may block goes to a pool (`Daemon::blocking`). No machine depends on the
 //! daemon: it can be killed and started again at any moment, and finds every machine in its state file.
 //!
 //! Messages are dispatched by us and not by the library's object server: objects exist as long as a file does, all
