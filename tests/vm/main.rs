@@ -96,6 +96,46 @@ const DAEMON: [&str; 26] = [
     "nothing is left of them",
 ];
 
+/// Of `scripts/foreign`.
+const FOREIGN: [&str; 36] = [
+    "it installs",
+    "the daemon starts",
+    "it takes over the sockets of systemd-machined",
+    "a container of nspawn starts",
+    "it is a machine",
+    "its scope is where machines are, delegated and held",
+    "it is known to be in it",
+    "its first process is",
+    "what ps says of that",
+    "Varlink says the same",
+    "its users have names",
+    "the journal has its start",
+    "a signal to its leader powers it off",
+    "machine and scope are gone then",
+    "the journal has its end",
+    "another container starts",
+    "it is a machine, too",
+    "it comes up",
+    "machinectl terminate ends it",
+    "it is gone then, and its scope",
+    "a process is made a machine",
+    "it is in its scope by then",
+    "its name is taken then",
+    "a signal for all of it reaches the scope",
+    "it is gone",
+    "what systemd refuses is refused in its words",
+    "nothing has become of that",
+    "a limit of the caller is obeyed",
+    "in place of the usual one",
+    "it is forgotten and left alone",
+    "the scope ends with the process",
+    "Varlink makes a scope, too",
+    "for a machine of its class",
+    "Varlink terminates it",
+    "it is gone, too",
+    "nothing is left of them",
+];
+
 #[test]
 fn machines_live_on_a_host_with_systemd() {
     Vm::new(SYSTEMD).claims("life", &LIFE);
@@ -119,4 +159,9 @@ fn no_machine_notices_what_becomes_of_the_daemon_with_systemd() {
 #[test]
 fn no_machine_notices_what_becomes_of_the_daemon_with_sysvinit() {
     Vm::new(SYSVINIT).claims("daemon", &DAEMON);
+}
+
+#[test]
+fn machines_of_others_get_scopes_of_systemd() {
+    Vm::new(SYSTEMD).claims("foreign", &FOREIGN);
 }
