@@ -1,10 +1,12 @@
 //! `org.freedesktop.machine1`: the table of the host's machines, kept by our daemon or by systemd-machined.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use zbus::wire::{OwnedObjectPath, OwnedVariant};
 
 use super::{BusError, Errand, SystemBus, call, open};
 use crate::sys::read_text;
@@ -53,6 +55,24 @@ pub fn begin(bus: &SystemBus, renew: Option<&str>) -> Result<Registrar, BusError
         parent.tell(&result);
     })?;
     Ok(Registrar(errand))
+}
+
+/// Asks whoever keeps the table for a login; gives the terminal's master and the machine's leader.
+pub fn open_login(bus: &SystemBus, name: &str) -> Result<(OwnedFd, u32), BusError> {
+    let stream = bus.connect()?;
+    zbus::block_on(async {
+        let bus = open(stream).await?;
+        let lost = |e: zbus::Error| BusError::Failed { call: "OpenMachineLogin".into(), why: e.to_string() };
+        let object: OwnedObjectPath =
+            call(&bus, MANAGER, "GetMachine", &name).await?.body().deserialize().map_err(lost)?;
+        let properties = (NAME, object.as_str(), "org.freedesktop.DBus.Properties");
+        let reply = call(&bus, properties, "Get", &("org.freedesktop.machine1.Machine", "Leader")).await?;
+        let leader: OwnedVariant = reply.body().deserialize().map_err(lost)?;
+        let leader = u32::try_from(leader).map_err(lost)?;
+        let reply = call(&bus, MANAGER, "OpenMachineLogin", &name).await?;
+        let (master, _): (zbus::wire::OwnedFd, String) = reply.body().deserialize().map_err(lost)?;
+        Ok((master.into(), leader))
+    })
 }
 
 /// A registration under way.

@@ -8,11 +8,13 @@ use super::enter::{self as face, ExecArgs, ShellArgs};
 use super::look::machine_name;
 use super::output::{self, Failure, say, status};
 use super::{ConsoleMode, ExecArguments, RunArguments, StartArguments, StopArguments, key_values, remote};
+use crate::bus::{SystemBus, machine1};
+use crate::daemon::Login;
 use crate::plan::{self, Plan};
 use crate::spec::{Layout, MachineName, UserMode};
 use crate::supervisor::console::{AttachEnd, Mode, attach};
 use crate::supervisor::control::{self, Answer, Request};
-use crate::supervisor::enter::Target;
+use crate::supervisor::enter::{Target, attend};
 use crate::supervisor::state::{self, State};
 use crate::supervisor::{self, Job, MachineError, Prepared, seal};
 use crate::sys::process::{self, Clone as CloneHow, Fork};
@@ -441,6 +443,36 @@ pub(super) fn shell(layout: &Layout, target: &str, env: &[String], argv: Vec<Str
     let (user, name) = face::split_user(target);
     let wanted = ShellArgs { argv, user: user.map(str::to_owned), environment: key_values(env)?, directory: None };
     enter(layout, name, |target| face::shell(target, wanted))
+}
+
+/// `machinist login`: root's own way into our machines, else that of whoever serves `org.freedesktop.machine1`.
+pub(super) fn login(layout: &Layout, name: &str, quiet: bool) -> Result<u8, Failure> {
+    let name = machine_name(name)?;
+    let failed = |why: String| Failure::new(format!("cannot log in to machine '{name}': {why}"));
+    let call = |e: crate::sys::Error| failed(e.to_string());
+    let own = if nix::unistd::geteuid().is_root() { state::read(layout, &name).map_err(call)? } else { None };
+    let mut login = None;
+    let (master, leader) = match own {
+        Some(state) => {
+            let leader = state.open_leader().map_err(call)?;
+            let mut opened = Login::open(layout, &name, &leader, state.ids.is_none()).map_err(failed)?;
+            let master = opened.take_master();
+            login = Some(opened);
+            (master.ok_or_else(|| failed("the helper sent no terminal".into()))?, leader)
+        }
+        None => {
+            let bus = SystemBus::of(layout);
+            let (master, pid) = machine1::open_login(&bus, name.as_str()).map_err(|e| failed(e.to_string()))?;
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap_or(0));
+            (master, process::pidfd_open(pid).map_err(call)?)
+        }
+    };
+    say(quiet, &format!("Connected to machine '{name}'. Press ^] three times within 1s to leave."));
+    let over = login.as_ref().and_then(Login::over).unwrap_or_else(|| leader.as_fd());
+    match attend(master, over).map_err(|e| Failure::enter(&e))? {
+        Some(signal) => Ok(u8::try_from(128 + signal).unwrap_or(255)),
+        None => Ok(status::OK),
+    }
 }
 
 #[cfg(test)]

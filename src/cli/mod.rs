@@ -110,6 +110,11 @@ enum Verb {
     CopyTo(transfer::CopyToArguments),
     /// Copy files out of a running machine
     CopyFrom(transfer::CopyFromArguments),
+    /// Log in to a machine, on a terminal of its own
+    Login {
+        /// The machine
+        name: String,
+    },
     /// Check definitions and report every problem
     Check {
         /// Machines or files; all definitions if there are none
@@ -345,6 +350,7 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::CopyFrom(args) => transfer::copy_from(layout, args),
         Verb::Exec(args) => machine::exec(layout, args),
         Verb::Shell { target, env, command } => machine::shell(layout, &target, &env, command),
+        Verb::Login { name } => machine::login(layout, &name, quiet),
         Verb::Check { names } => output::checked(|out, err| config::check(layout, &names, output::color(), out, err)),
         Verb::Show { name, origin, json } => plan::show(layout, &name, origin, json),
         Verb::Plan { name, json } => plan::plan(layout, &name, json),

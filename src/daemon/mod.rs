@@ -53,7 +53,7 @@ use crate::spec::Layout;
 use crate::sys::socket;
 use authority::Credentials;
 use call::{Call, Failure, Outcome};
-pub use enter::serve as help;
+pub use enter::{Login, serve as help};
 use log_control::Level;
 use registry::{HOST, Machine, Process, Registry};
 

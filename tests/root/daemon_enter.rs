@@ -346,7 +346,7 @@ fn without_a_bus_a_systemd_machine_is_entered_and_a_link_to_the_hosts_leads_nowh
 }
 
 /// A stock program on a terminal of its own, in a mount namespace where systemd seems to run.
-fn stock(bus: &Bus, program: &[&str]) -> (Terminal, std::process::Child) {
+fn stock(address: &str, program: &[&str]) -> (Terminal, std::process::Child) {
     use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
     grantpt(&master).expect("grant");
@@ -357,7 +357,7 @@ fn stock(bus: &Bus, program: &[&str]) -> (Terminal, std::process::Child) {
     let stdio = || std::process::Stdio::from(peer.try_clone().expect("dup"));
     let mut command = std::process::Command::new("unshare");
     command.args(["-m", "sh", "-c", "mount -t tmpfs none /run && mkdir -p /run/systemd/system && exec \"$@\"", "sh"]);
-    command.args(program).env("DBUS_SYSTEM_BUS_ADDRESS", bus.address()).env("TERM", "dumb");
+    command.args(program).env("DBUS_SYSTEM_BUS_ADDRESS", address).env("TERM", "dumb");
     let child = command.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().expect("run unshare");
     (Terminal { master, path, shown: String::new() }, child)
 }
@@ -368,17 +368,18 @@ fn stock_machinectl_logs_in_and_opens_shells() {
         let host = Host::new();
         let bus = Bus::start(&host);
         let machine = machine(&host, &bus, tree, "");
-        let (mut shell, mut child) = stock(&bus, &["machinectl", "shell", "-E", "A=b", &machine]);
+        let (mut shell, mut child) = stock(&bus.address(), &["machinectl", "shell", "-E", "A=b", &machine]);
         shell.expect("Connected to machine");
         shell.expect("# ");
         shell.send("echo \"[$A $TERM $(id -un) $(tty)]\"\n");
         shell.expect("[b dumb root /dev/pts/");
         shell.send("exit\n");
         assert!(child.wait().expect("wait").success(), "{tree}");
-        let (mut command, mut child) = stock(&bus, &["machinectl", "shell", &machine, "/bin/echo", "$A", "b c"]);
+        let (mut command, mut child) =
+            stock(&bus.address(), &["machinectl", "shell", &machine, "/bin/echo", "$A", "b c"]);
         command.expect("$A b c");
         assert!(child.wait().expect("wait").success(), "{tree}");
-        let (mut login, mut child) = stock(&bus, &["machinectl", "login", &machine]);
+        let (mut login, mut child) = stock(&bus.address(), &["machinectl", "login", &machine]);
         login.expect("login: ");
         login.send("root\n");
         login.expect("# ");
@@ -386,6 +387,36 @@ fn stock_machinectl_logs_in_and_opens_shells() {
         login.expect("[0 /dev/pts/");
         login.send("\x1d\x1d\x1d");
         assert!(child.wait().expect("wait").success(), "{tree}");
+        end(&host, bus, &machine);
+    }
+}
+
+/// `machinist login` from its first word to its last.
+fn own_login(host: &Host, bus: Option<&Bus>, machine: &str, leave: &str) {
+    // Below another root nothing is known of the machine, so the daemon is asked.
+    let root = if bus.is_some() { host.path("elsewhere") } else { host.root().to_owned() };
+    let root = root.to_string_lossy();
+    let words = [env!("CARGO_BIN_EXE_machinist"), "--root", &root, "login", machine];
+    let (mut login, mut child) = stock(&bus.map_or_else(|| "unix:path=/nonexistent".into(), Bus::address), &words);
+    login.expect(&format!("Connected to machine '{machine}'."));
+    login.expect("login: ");
+    login.send("root\n");
+    login.expect("# ");
+    login.send("echo \"[$(id -u) $(tty)]\"\n");
+    login.expect("[0 /dev/pts/");
+    // A daemon tells nobody how a login ends.
+    login.send(if bus.is_some() { "\x1d\x1d\x1d" } else { leave });
+    assert!(child.wait().expect("wait").success(), "{machine}");
+}
+
+#[test]
+fn our_own_login_needs_no_daemon() {
+    for (tree, leave) in [("trixie-systemd", "\x1d\x1d\x1d"), ("trixie-openrc", "exit\n")] {
+        let host = Host::new();
+        let bus = Bus::start(&host);
+        let machine = machine(&host, &bus, tree, "");
+        own_login(&host, Some(&bus), &machine, leave);
+        own_login(&host, None, &machine, leave);
         end(&host, bus, &machine);
     }
 }

@@ -11,7 +11,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -19,7 +19,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use zruntime::{AsyncIo, Shared, SharedRuntime};
 
-use super::{Daemon, Failure, Outcome, Shell, guest};
+use super::{Failure, Outcome, Shell, guest};
 use crate::spec::{InitKind, Layout, MachineName};
 use crate::supervisor::enter::{self, EnterError, Place, Pty, Running};
 use crate::supervisor::state::{self, State};
@@ -104,17 +104,16 @@ pub(super) struct Serving {
 }
 
 impl Helper {
-    /// Starts a helper, `sealed` if the machine could write to our program through it.
-    pub(super) fn start(daemon: &Daemon, leader: &OwnedFd, visit: &Visit, sealed: bool) -> Outcome<Self> {
+    /// Starts a helper as `command`, our program: `sealed` if the machine could write to our program through it.
+    pub(super) fn start(mut command: Command, leader: &OwnedFd, visit: &Visit, sealed: bool) -> Outcome<Self> {
         let (ours, theirs) = socket::pair()?;
-        let mut command = daemon.program(std::iter::once("helper").chain(sealed.then_some("--sealed")));
+        command.args(std::iter::once("helper").chain(sealed.then_some("--sealed")));
         command.env_clear().stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::inherit());
         let child = command.spawn().call(|| "spawn('/proc/self/exe helper')".into())?;
         drop(command);
         let mut helper = Self { child, socket: ours };
         if let Err(failure) = helper.send(leader, visit) {
-            let _ = helper.child.kill();
-            let _ = helper.child.wait();
+            helper.stop();
             return Err(failure);
         }
         Ok(helper)
@@ -126,6 +125,37 @@ impl Helper {
             return Err(Failure::errno(Errno::E2BIG, "Arguments and environment are too long."));
         }
         Ok(socket::send(&self.socket, &data, &[leader.as_fd()])?)
+    }
+
+    /// The same for callers without a runtime: its first answer, or nothing within `limit`.
+    pub(super) fn wait(&self, limit: Duration) -> Outcome<Option<(Answer, Vec<OwnedFd>)>> {
+        let end = Instant::now() + limit;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match nix::poll::poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(0) => return Ok(None),
+                Ok(_) => break,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error { call: "poll".into(), errno }.into()),
+            }
+        }
+        let mut buffer = vec![0; 4096];
+        let received = socket::receive(&self.socket, &mut buffer)?;
+        let answer = serde_json::from_slice(&buffer[..received.len]);
+        answer.map(|answer| Some((answer, received.fds))).map_err(|_| Failure::failed("The helper ended."))
+    }
+
+    /// Readable when it has said something, or has ended.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Ends it, and what it has not executed yet.
+    pub(super) fn stop(&mut self) {
+        // It has ended already, or it ends now.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// Makes ready to wait for its answers.

@@ -4,9 +4,11 @@
 //! to its bus wait for ever, and a daemon with threads must not fork. Each request starts a [`helper`], our program
 //! again, which has one answer to give, in time, or is killed.
 
+mod alone;
 mod guest;
 mod helper;
 
+pub use alone::Login;
 pub use helper::serve;
 
 use std::os::fd::OwnedFd;
@@ -157,8 +159,8 @@ async fn visit_machine(daemon: &Arc<Daemon>, leader: &Process, visit: Visit, sea
     let leader = Arc::clone(leader.pidfd());
     let runtime = daemon.runtime.clone();
     let start = {
-        let daemon = Arc::clone(daemon);
-        move || Helper::start(&daemon, &leader, &visit, sealed)
+        let program = daemon.program([""; 0]);
+        move || Helper::start(program, &leader, &visit, sealed)
     };
     let helper = daemon.blocking(start).await??.serve(&runtime)?;
     let Ok(answer) = runtime.timeout(LIMIT, helper.answer()).await else {

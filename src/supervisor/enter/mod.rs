@@ -337,6 +337,39 @@ pub fn run(target: &Target<'_>, command: &Command) -> Result<Outcome, EnterError
     }
 }
 
+/// Copies between our standard input and output and a terminal of a machine until `over` is readable, or a signal
+/// meant to end us comes, which is given back.
+///
+/// On a terminal, `^]` three times within a second leaves. What runs there hears of our end by SIGHUP.
+///
+/// # Errors
+/// If our streams or the terminal cannot be used.
+pub fn attend(terminal: OwnedFd, over: BorrowedFd<'_>) -> Result<Option<i32>, EnterError> {
+    let failed = |e: sys::Error| EnterError::Streams(e.into());
+    let signals = Signals::take().map_err(failed)?;
+    // Without a holder the master reports a hang-up for as long as the machine has the other end closed.
+    let _held = pty::hold(&terminal).map_err(failed)?;
+    let mut pump = Pump::new(Streams::of(Stdio::Terminal).map_err(failed)?);
+    pump.connect(vec![terminal]).map_err(failed)?;
+    loop {
+        pump.poll([over, signals.as_fd()], None).map_err(failed)?;
+        while let Some(signal) = signals.next() {
+            if signal != Signal::SIGWINCH as i32 {
+                return Ok(Some(signal));
+            }
+            pump.resize();
+        }
+        pump.copy();
+        if pump.was_left() {
+            return Ok(None);
+        }
+        if is_readable(over, Duration::ZERO) {
+            pump.drain();
+            return Ok(None);
+        }
+    }
+}
+
 /// What is to be done in the machine.
 #[derive(Debug)]
 enum Work<'a> {
@@ -505,7 +538,7 @@ impl Drop for Running {
     }
 }
 
-fn is_readable(fd: &OwnedFd, limit: Duration) -> bool {
+fn is_readable(fd: impl AsFd, limit: Duration) -> bool {
     let mut set = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
     nix::poll::poll(&mut set, PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO)).is_ok_and(|ready| ready > 0)
 }

@@ -77,6 +77,13 @@ impl Pty {
     }
 }
 
+/// Opens the other end of a terminal, and makes reading the master never wait.
+pub(super) fn hold(master: &OwnedFd) -> Result<OwnedFd> {
+    rustix::io::ioctl_fionbio(master, true).call(|| "ioctl(FIONBIO)".into())?;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    rustix::pty::ioctl_tiocgptpeer(master, flags).call(|| "ioctl(TIOCGPTPEER)".into())
+}
+
 /// Whether `fd` is a character device with these numbers.
 pub(super) fn is_device(fd: &OwnedFd, major: u32, minor: Option<u32>) -> Result<bool> {
     let stat = rustix::fs::fstat(fd).call(|| "fstat(device of the machine)".into())?;
