@@ -287,14 +287,15 @@ impl Prepared {
     /// Gives everything back in reverse order; goes on after failures and reports all of them.
     pub(super) fn finish(self) -> Result<(), MachineError> {
         let mut failed = Vec::new();
-        let unregistering = Unregistering::begin(&self);
-        drop(self.console);
-        drop(self.control);
         let path = self.group.path().to_owned();
         if self.job.background && self.group.unit().is_none() {
             // Where we cannot leave our own group it cannot be removed, which the next line reports.
             let _ = cgroup::leave(&path);
         }
+        // Not before that: all that is left in the group is about to be killed.
+        let unregistering = Unregistering::begin(&self);
+        drop(self.console);
+        drop(self.control);
         failed.extend(self.group.release().err());
         drop((self.overlays, self.held));
         failed.extend(self.images.into_iter().filter_map(|lock| lock.release().err()));

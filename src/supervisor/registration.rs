@@ -22,7 +22,7 @@ use crate::spec::{MachineId, Register};
 use crate::sys::path::RootFd;
 
 /// How long the end of a machine waits for its entry to be gone.
-const LAST_WORD: Duration = Duration::from_secs(1);
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// A registration under way, or why it is not; nothing where none is wanted.
 #[derive(Debug)]

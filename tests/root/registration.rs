@@ -198,7 +198,7 @@ fn starts_with_a_warning(host: &Host, machine: &str, why: &str) {
     assert_eq!((output.status, output.stderr.as_str()), (0, text.as_str()));
     let begun = Instant::now();
     host.ok(&["stop", machine]);
-    assert!(begun.elapsed() < Duration::from_secs(10), "the end waited {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "the end waited {:?}", begun.elapsed());
     host.assert_nothing_left();
 }
 
@@ -265,7 +265,7 @@ fn an_owner_that_never_answers_costs_ten_seconds() {
     let owner = Owner::start(&bus, Manner::Hangs);
     let begun = Instant::now();
     starts_with_a_warning(&host, &host.define("auto", AUTO), "no answer on the system bus within 10 s");
-    assert!((10..30).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!((12..60).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     let members: Vec<String> = owner.calls().into_iter().map(|call| call.member).collect();
     assert_eq!(members, ["RegisterMachineWithNetwork", "UnregisterMachine"], "it may have been entered");
     let cause = "cannot register it: no answer on the system bus within 10 s";
@@ -449,6 +449,8 @@ fn a_killed_supervisor_leaves_no_entry() {
         assert_eq!(start_alone(&host, &machine).stderr, format!("Machine '{machine}' is running.\n"));
         let supervisor: i32 = host.status(&machine, "supervisor").parse().expect("a number");
         kill(Pid::from_raw(supervisor), Signal::SIGKILL).expect("kill");
+        // The kernel has not ended it when the signal is sent.
+        host.wait_for("it to be dead", || host.status(&machine, "state") == "stopped");
         // At once: whoever comes first, the daemon that sees the leader end or the next start.
     }
     wait_for("the daemon to see it", Duration::from_secs(20), || leader(&bus, &machine).is_none());
