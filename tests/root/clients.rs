@@ -483,3 +483,43 @@ fn machinectl_257() {
 fn machinectl_262() {
     table("262");
 }
+
+#[test]
+fn the_stand_in_for_systemd_knows_machines_and_says_why_one_does_not_start() {
+    const UNIT: &str = "org.freedesktop.systemd1.Unit";
+    on_stage(|stage| {
+        let ask = |words: &[&str]| {
+            let manager = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"];
+            stage.client("252", &[&["busctl", "--system", "call"], &manager[..], words].concat())
+        };
+        for words in
+            [["StartUnit", "ss", "nginx.service", "fail"], ["StopUnit", "ss", "machinist@none.service", "fail"]]
+        {
+            let output = ask(&words);
+            assert!(output.status == 1 && output.stderr.contains("not found"), "{output:?}");
+        }
+        let output = ask(&["EnableUnitFiles", "asbb", "1", "machinist@none.service", "false", "false"]);
+        assert!(output.status == 1 && output.stderr.contains("does not exist"), "{output:?}");
+        assert!(!stage.path("etc/machinist/autostart").exists());
+
+        let m =
+            &stage.host.define("broken", "[root]\noverlay = { lower = [\"/no/such/tree\"], upper = \"ephemeral\" }\n");
+        let unit = format!("systemd-nspawn@{m}.service");
+        for version in ["252", "257", "262"] {
+            let output = stage.client(version, &["machinectl", "start", m]);
+            assert!(output.status == 1 && output.stderr.contains("/no/such/tree"), "{output:?}");
+        }
+        let path = ask(&["LoadUnit", "s", &unit]).stdout.split('"').nth(1).expect("a path").to_owned();
+        let property = |interface: &str, name: &str| {
+            let words = ["busctl", "--system", "get-property", "org.freedesktop.systemd1", &path, interface, name];
+            stage.client("252", &words).stdout
+        };
+        assert_eq!(property(UNIT, "Id"), format!("s \"machinist@{m}.service\"\n"));
+        assert_eq!(property(UNIT, "LoadState"), "s \"loaded\"\n");
+        assert_eq!(property(UNIT, "ActiveState"), "s \"failed\"\n");
+        assert_eq!(property("org.freedesktop.systemd1.Service", "Result"), "s \"exit-code\"\n");
+        let output = ask(&["ResetFailedUnit", "s", &unit]);
+        assert_eq!(output.status, 0, "{output:?}");
+        assert_eq!(property(UNIT, "ActiveState"), "s \"inactive\"\n");
+    });
+}
