@@ -210,7 +210,9 @@ impl PlanError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::NoCgroup2 => Some("mount it: `mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified`"),
+            Self::NoCgroup2 => {
+                Some("mount it: `mount -t cgroup2 cgroup2 /sys/fs/cgroup`; beside version 1, on a directory of its own")
+            }
             Self::UpperInLower { .. } => Some("give `upper` a directory of its own outside of every layer"),
             Self::OldKernel(_) | Self::UpperTwice(_) => None,
         }

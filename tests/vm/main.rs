@@ -9,10 +9,11 @@ mod support;
 use support::{SYSTEMD, SYSVINIT, Vm};
 
 /// Of `scripts/life`.
-const LIFE: [&str; 18] = [
-    "the host has one unified hierarchy with cpu, memory and pids",
+const LIFE: [&str; 19] = [
     "it installs",
+    "the host has one unified hierarchy with cpu, memory and pids",
     "plan says what would be done",
+    "and what this kernel has no better way for",
     "a machine of busybox starts",
     "its root is root there",
     "its ids are of a range of its own",
@@ -31,7 +32,7 @@ const LIFE: [&str; 18] = [
 ];
 
 /// Of `scripts/machined`.
-const MACHINED: [&str; 31] = [
+const MACHINED: [&str; 33] = [
     "it installs beside systemd-container",
     "systemd finds no fault with the units",
     "a machine starts from a login session",
@@ -59,7 +60,9 @@ const MACHINED: [&str; 31] = [
     "a unit whose supervisor is killed has failed",
     "and leaves nothing",
     "it is enabled",
+    "another is started from a login session",
     // The host reboots.
+    "both machines were stopped in the way of their init when the host went down",
     "an enabled machine is up after a reboot of the host",
     "and systemd-machined knows it",
     "it is disabled and stopped",
@@ -136,6 +139,29 @@ const FOREIGN: [&str; 36] = [
     "nothing is left of them",
 ];
 
+/// Of `scripts/sysvinit`.
+const SYSVINIT_SERVICES: [&str; 18] = [
+    "it installs",
+    "without control groups it says what to do",
+    "the services are enabled",
+    "one of them mounts control groups and starts the machines",
+    "both are up",
+    "it says so",
+    "it stops both",
+    "the first in the way of its init",
+    "nothing is left of them",
+    "it starts them again",
+    // The host reboots.
+    "the machine was stopped in the way of its init when the host went down",
+    "the machines are up after a reboot of the host",
+    "the daemon is, too",
+    "and is machine1",
+    "the services say so",
+    "they stop",
+    "no machine is left",
+    "nothing is left of them",
+];
+
 #[test]
 fn machines_live_on_a_host_with_systemd() {
     Vm::new(SYSTEMD).claims("life", &LIFE);
@@ -164,4 +190,9 @@ fn no_machine_notices_what_becomes_of_the_daemon_with_sysvinit() {
 #[test]
 fn machines_of_others_get_scopes_of_systemd() {
     Vm::new(SYSTEMD).claims("foreign", &FOREIGN);
+}
+
+#[test]
+fn init_scripts_run_machines_and_the_daemon() {
+    Vm::new(SYSVINIT).claims("sysvinit", &SYSVINIT_SERVICES);
 }
