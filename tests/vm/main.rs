@@ -69,6 +69,36 @@ const MACHINED: [&str; 33] = [
     "nothing is left of it after that",
 ];
 
+/// Of `scripts/units`.
+const UNITS: [&str; 26] = [
+    "it installs",
+    "a machine starts in a scope",
+    "systemd takes it for one machine",
+    "status names it",
+    "the scope stops it in the way of its init",
+    "it starts and stops, one after the other",
+    "it starts again after a killed supervisor",
+    "in a scope again",
+    "it stops",
+    "run has a scope, too",
+    "and is in it",
+    "it ends when it is told to",
+    "nothing is left of them",
+    "without a bus a start says so in one line",
+    "and the group is below ours",
+    "it stops without a bus",
+    "nothing is left of it",
+    "a watched service starts",
+    "its supervisor makes its own group where systemd does not",
+    "beside the payload",
+    "it lives on under the watchdog",
+    "a supervisor that hangs is noticed",
+    "by the watchdog",
+    "a payload that ends with 133 ends its unit",
+    "and is not restarted",
+    "nothing is left of any",
+];
+
 /// Of `scripts/daemon`.
 const DAEMON: [&str; 26] = [
     "it installs",
@@ -175,6 +205,11 @@ fn machines_live_on_a_host_with_sysvinit() {
 #[test]
 fn systemd_and_machined_know_machines_as_their_own() {
     Vm::new(SYSTEMD).claims("machined", &MACHINED);
+}
+
+#[test]
+fn machines_are_units_of_systemd() {
+    Vm::new(SYSTEMD).claims("units", &UNITS);
 }
 
 #[test]
