@@ -12,6 +12,7 @@ use super::output::{self, Failure, status};
 use crate::bus::SystemBus;
 use crate::bus::machinist1::{Daemon, Exec, Refused};
 use crate::spec::Layout;
+use crate::supervisor::state::MAY_BE_NULL;
 
 /// Set by the daemon for the verbs that it runs, which must not ask it again.
 const BY_DAEMON: &str = "MACHINIST_BY_DAEMON";
@@ -72,8 +73,14 @@ pub(super) fn list(layout: &Layout, all: bool) -> Option<Result<Vec<Value>, Fail
 /// What is known of one machine, for those who may not look themselves.
 pub(super) fn machine(layout: &Layout, name: &str) -> Option<Result<Value, Failure>> {
     let found = if is_root() { None } else { ask(layout, |daemon| daemon.machine(name)) };
-    let keys = ["definition", "ids", "init", "init-kind", "status", "unit"];
-    let whole = |machine: Value| if machine["leader"].is_null() { machine } else { with_nulls(machine, &keys) };
+    let whole = |machine: Value| {
+        if machine["leader"].is_null() {
+            return machine;
+        }
+        let mut machine = with_nulls(machine, &MAY_BE_NULL);
+        machine["usage"] = with_nulls(machine["usage"].take(), &["cpu-usec", "memory", "tasks"]);
+        machine
+    };
     found.map(|found| found.map(whole))
 }
 

@@ -270,6 +270,9 @@ pub fn summary(name: &str, state: Option<&State>) -> Value {
     }
 }
 
+/// Keys of [`State::details`] that may be null, for those who get it over a bus that has no null.
+pub const MAY_BE_NULL: [&str; 7] = ["definition", "ids", "init", "init-kind", "machine-id", "status", "unit"];
+
 impl State {
     /// The word for what the machine does now.
     pub fn word(&self) -> &'static str {
@@ -374,6 +377,17 @@ mod tests {
         drop(RunDir::acquire(&layout, &name).expect("free"));
         assert_eq!(read(&layout, &name).expect("read"), None);
         assert_eq!(names(&layout), [name]);
+    }
+
+    #[test]
+    fn what_may_be_null_is_listed() {
+        let text = r#"{"name": "a", "phase": "running", "leader": 2, "leader-start": 1, "supervisor": 3, "since": 4,
+            "private-network": true, "own-clock": false, "cgroup": "/nonexistent", "capabilities": 0,
+            "no-new-privileges": false, "seccomp": {"allow": [], "deny": []}, "root": "x"}"#;
+        let state: State = serde_json::from_str(text).expect("all that must be there");
+        let details = state.details();
+        let null = details.as_object().expect("object").iter().filter(|(_, v)| v.is_null()).map(|(k, _)| k.as_str());
+        assert_eq!(null.collect::<Vec<_>>(), MAY_BE_NULL);
     }
 
     #[test]

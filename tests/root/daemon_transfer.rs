@@ -426,13 +426,15 @@ fn a_copy_goes_on_without_its_client_and_too_many_are_refused() {
     host.assert_nothing_left();
 }
 
-/// The processes that do something in machines for the daemon.
+/// The processes that do something in machines for the daemon; not those that have yet to become one by `exec`.
 fn helpers(daemon: u32) -> Vec<u32> {
+    let words = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let mut found = Vec::new();
     for task in fs::read_dir(format!("/proc/{daemon}/task")).into_iter().flatten().flatten() {
         let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
         found.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
     }
+    found.retain(|pid| words(*pid) != words(daemon));
     found
 }
 
