@@ -360,7 +360,7 @@ fn a_host_without_cgroup2_is_refused() {
     let setup = "for at in $(grep ' - cgroup2 ' /proc/self/mountinfo | cut -d' ' -f5); do umount $at || exit 99; done";
     let text = format!(
         "error: cannot plan machine '{machine}'\n  cause: cgroup2 is not mounted on this host\n  hint: mount it: `mount -t \
-         cgroup2 cgroup2 /sys/fs/cgroup/unified`\n"
+         cgroup2 cgroup2 /sys/fs/cgroup`; beside version 1, on a directory of its own\n"
     );
     for verb in ["run", "start"] {
         assert_eq!(parts(run_after(&host, setup, &[verb, &machine])), failed(1, text.clone()));

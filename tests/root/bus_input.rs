@@ -347,3 +347,32 @@ fn state_files_full_of_nonsense_do_not_hurt() {
     drop(leader);
     bus_forgets(&bus, "good");
 }
+
+#[test]
+fn what_a_machine_has_not_is_told_by_an_error_of_its_own() {
+    let host = Host::new();
+    let bus = Bus::start(&host);
+    let leader = Leader::new();
+    register(&bus, "plain", &[], "container", leader.pid(), "").expect("registered");
+    let client = bus.client();
+    let name = |result: Result<zbus::Message, Refusal>| result.expect_err("refused").0;
+    assert_eq!(name(client.manager("GetMachineAddresses", &"plain")), "org.freedesktop.machine1.NoPrivateNetworking");
+    assert_eq!(name(client.manager("GetMachineSSHInfo", &"plain")), "org.freedesktop.DBus.Error.FileNotFound");
+    // Of no machine with ids of its own.
+    for (to, from, error) in [
+        ("MapToMachineUser", "MapFromMachineUser", "org.freedesktop.machine1.NoSuchUserMapping"),
+        ("MapToMachineGroup", "MapFromMachineGroup", "org.freedesktop.machine1.NoSuchGroupMapping"),
+    ] {
+        assert_eq!(name(client.manager(to, &1_000_000_u32)), error);
+        assert_eq!(name(client.manager(to, &7_u32)), error);
+        let machine = host.define(&from.to_lowercase(), "[root]\noverlay = { lower = [\"{busybox}\"], upper = \"ephemeral\" }\n[boot]\ncommand = [\"/bin/sleep\", \"10000\"]\n");
+        host.ok(&["start", &machine]);
+        let pid: u32 = host.status(&machine, "leader").parse().expect("a number");
+        register(&bus, &machine, &[], "container", pid, "").expect("registered");
+        assert_eq!(name(client.manager(from, &(&machine, 65_536_u32))), error);
+        client.manager(from, &(&machine, 7_u32)).expect("an id that it has");
+        host.ok(&["stop", &machine]);
+    }
+    drop(bus);
+    host.assert_nothing_left();
+}

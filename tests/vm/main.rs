@@ -130,7 +130,7 @@ const DAEMON: [&str; 26] = [
 ];
 
 /// Of `scripts/foreign`.
-const FOREIGN: [&str; 36] = [
+const FOREIGN: [&str; 38] = [
     "it installs",
     "the daemon starts",
     "it takes over the sockets of systemd-machined",
@@ -156,10 +156,12 @@ const FOREIGN: [&str; 36] = [
     "its name is taken then",
     "a signal for all of it reaches the scope",
     "it is gone",
+    "a job of systemd that fails is told",
     "what systemd refuses is refused in its words",
     "nothing has become of that",
     "a limit of the caller is obeyed",
     "in place of the usual one",
+    "somebody without rights is asked to authenticate",
     "it is forgotten and left alone",
     "the scope ends with the process",
     "Varlink makes a scope, too",

@@ -162,8 +162,9 @@ async fn ending(bus: &Connection, unit: &str, mut changes: MessageStream) -> Opt
         reply.body().deserialize().ok()
     };
     loop {
-        let state = String::try_from(get("Unit", "ActiveState").await?).ok()?;
+        // In this order: a state from before the job says nothing of what came of it.
         let (job, _) = <(u32, OwnedObjectPath)>::try_from(get("Unit", "Job").await?).ok()?;
+        let state = String::try_from(get("Unit", "ActiveState").await?).ok()?;
         if job == 0 && matches!(state.as_str(), "inactive" | "failed") {
             let code = i32::try_from(get("Service", "ExecMainCode").await?).ok()?;
             let status = i32::try_from(get("Service", "ExecMainStatus").await?).ok()?;
