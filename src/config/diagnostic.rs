@@ -87,6 +87,17 @@ impl Diagnostic {
         self
     }
 
+    /// Replaces the problem's own line.
+    pub(super) fn say(&mut self, message: impl Into<String>) {
+        self.message = message.into();
+    }
+
+    /// Quotes the place of another problem, too.
+    pub(super) fn also(&mut self, other: &Self, text: impl Into<String>) {
+        let text = text.into();
+        self.labels.extend(other.labels.first().map(|label| Label { text, ..label.clone() }));
+    }
+
     /// The problem in one line.
     pub fn message(&self) -> &str {
         &self.message
@@ -196,6 +207,11 @@ impl Problems {
         let first = self.quote(place, String::new());
         let second = earlier.map(|earlier| self.quote(earlier, text.to_owned()));
         self.push(place, message.into(), std::iter::once(first).chain(second).collect())
+    }
+
+    /// A problem of the marked bytes that is not recorded.
+    pub(super) fn quoting(&self, place: Place, message: String) -> Diagnostic {
+        Diagnostic { message, labels: vec![self.quote(place, String::new())], notes: Vec::new(), hint: None }
     }
 
     /// Records that something is missing from a file as a whole.

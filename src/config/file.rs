@@ -10,8 +10,8 @@ use super::values::{
     VariableValue,
 };
 use crate::spec::{
-    BindIdmap, Clock, GuestPath, Hostname, Layer, MachineId, NetworkMode, Ownership, Propagation, Ready, Register,
-    Upper, UserMode, Volatile,
+    BindIdmap, Clock, GuestPath, Hostname, Layer, MachineId, MachineName, NetworkMode, Ownership, Propagation, Ready,
+    Register, Upper, UserMode, Volatile,
 };
 
 table! {
@@ -60,6 +60,15 @@ table! {
         "command" command: Option<NonEmpty<Argument>> = None,
         /// Variables added to the environment of the init or command.
         "environment" environment: BTreeMap<VariableName, At<VariableValue>> = BTreeMap::new(),
+        /// Start the machine when the host starts.
+        "autostart" autostart: bool = false,
+        /// Machines that are to be ready before this one is started, if they are to run at all.
+        "after" after: Vec<At<MachineName>> = Vec::new(),
+        /// Machines that this one does not run without: they are started with it and ready before it, and it is
+        /// stopped before them.
+        "requires" requires: Vec<At<MachineName>> = Vec::new(),
+        /// Machines that are started with this one and before it, whether they succeed or not.
+        "wants" wants: Vec<At<MachineName>> = Vec::new(),
         /// When the machine counts as ready: when its init says so (`notify`), as soon as it runs
         /// (`started`), or whichever of the two fits the init (`auto`).
         "ready" ready: Ready = Ready::Auto,

@@ -9,6 +9,7 @@
 //! the trees, directories and images a definition names, and nothing is ever written.
 
 mod diagnostic;
+mod family;
 mod file;
 mod ids;
 mod layers;
@@ -27,6 +28,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use diagnostic::Diagnostic;
+pub use family::{Family, Member};
 
 use crate::spec::{Layout, MachineName, MachineSpec, WordError};
 
@@ -41,6 +43,8 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
     /// Every key with its effective value and who set it, in the order of the file format.
     pub origins: Vec<Origin>,
+    /// Every machine it names.
+    links: Vec<family::Link>,
 }
 
 /// The effective value of one key and where it comes from.
@@ -160,6 +164,7 @@ pub fn load(layout: &Layout, name_or_file: &str) -> Result<Loaded, ConfigError> 
     let Some(spec) = spec.filter(|_| problems.is_empty()) else {
         return Err(ConfigError::Diagnostics(problems.into_diagnostics()));
     };
+    let links = family::links(&file.boot.value, &problems);
     let origins = file.entries().into_iter().map(|entry| Origin {
         key: entry.key,
         value: entry.value,
@@ -173,7 +178,7 @@ pub fn load(layout: &Layout, name_or_file: &str) -> Result<Loaded, ConfigError> 
     });
     let files = order.iter().map(|index| problems.file(*index).path.clone()).collect();
     let definition = problems.file(main).path.clone();
-    Ok(Loaded { spec, origins: origins.collect(), files, definition })
+    Ok(Loaded { spec, origins: origins.collect(), files, definition, links })
 }
 
 /// Every definition there is, by name; of those with the same name the strongest.
@@ -187,6 +192,12 @@ pub fn list(layout: &Layout) -> Vec<(MachineName, PathBuf)> {
         }
     }
     found.into_iter().collect()
+}
+
+/// The file that defines a machine; it may be wrong.
+pub fn definition(layout: &Layout, name: &MachineName) -> Option<PathBuf> {
+    let files = layout.config_dirs().map(|dir| dir.join("machines").join(format!("{name}.toml")));
+    files.into_iter().find(|file| file.exists())
 }
 
 /// Files that look like definitions but can never be one, because their names are no machine names.

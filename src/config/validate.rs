@@ -12,7 +12,7 @@ use super::reader::{At, NonEmpty};
 use super::values::{CapabilityWord, InitWord, SyscallWord};
 use crate::spec::{
     Bind, Boot, CAPABILITIES, Console, ExtraOverlay, GuestPath, Hostname, Identity, Layer, MachineName, MachineSpec,
-    Ownership, Payload, Root, RootSource, Security, Tmpfs, Upper, UserMode, Users,
+    Order, Ownership, Payload, Root, RootSource, Security, Tmpfs, Upper, UserMode, Users,
 };
 
 /// Places in the machine that are ours: with everything below, or only the place itself.
@@ -44,7 +44,7 @@ pub(super) fn validate(
     problems: &mut Problems,
 ) -> Option<MachineSpec> {
     let mut check = Check { problems, main, targets: HashMap::new(), uppers: HashMap::new() };
-    let boot = check.boot(&file.boot.value);
+    let boot = check.boot(&name, &file.boot.value);
     let root = check.root(&file.root);
     // All of each kind first, so that every problem is found.
     let binds: Vec<Option<Bind>> = file.bind.value.0.iter().map(|bind| check.bind(bind)).collect();
@@ -96,7 +96,7 @@ impl Check<'_> {
         }
     }
 
-    fn boot(&mut self, boot: &BootTable) -> Option<Boot> {
+    fn boot(&mut self, name: &MachineName, boot: &BootTable) -> Option<Boot> {
         let of_an_init =
             [("init", boot.init.place, "an init is"), ("args", boot.args.place, "arguments of an init are")];
         for (key, place, what) in of_an_init {
@@ -126,11 +126,33 @@ impl Check<'_> {
                 .iter()
                 .map(|(name, value)| (name.as_str().to_owned(), value.value.as_str().to_owned()))
                 .collect(),
+            autostart: boot.autostart.value,
+            order: self.order(name, boot),
             ready: boot.ready.value,
             stop_timeout: boot.stop_timeout.value.0,
             clock: boot.clock.value,
             check_os_release: boot.check_os_release.value,
         })
+    }
+
+    fn order(&mut self, name: &MachineName, boot: &BootTable) -> Order {
+        let mut read = |key: &str, list: &[At<MachineName>]| -> Vec<MachineName> {
+            for (index, other) in list.iter().enumerate() {
+                if other.value == *name {
+                    self.report(other.place, format!("`boot.{key}`: machine '{name}' cannot wait for itself"));
+                }
+                if let Some(earlier) = list[..index].iter().find(|earlier| earlier.value == other.value) {
+                    let message = format!("`boot.{key}`: '{}' is given twice", other.value);
+                    self.clash(other.place, message, earlier.place, "first here");
+                }
+            }
+            list.iter().map(|other| other.value.clone()).collect()
+        };
+        Order {
+            after: read("after", &boot.after.value),
+            requires: read("requires", &boot.requires.value),
+            wants: read("wants", &boot.wants.value),
+        }
     }
 
     fn root(&mut self, root: &At<RootTable>) -> Option<Root> {

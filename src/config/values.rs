@@ -12,8 +12,8 @@ use super::diagnostic::{nearest, quoted};
 use super::reader::{Reader, Setting, Value};
 use crate::plan::seccomp::SyscallPolicy;
 use crate::spec::{
-    CAPABILITIES, Clock, GuestPath, Hostname, ImageName, InitKind, Layer, MachineId, NetworkMode, Ownership,
-    Propagation, Ready, Register, Upper, Volatile, WordError,
+    CAPABILITIES, Clock, GuestPath, Hostname, ImageName, InitKind, Layer, MachineId, MachineName, NetworkMode,
+    Ownership, Propagation, Ready, Register, Upper, Volatile, WordError,
 };
 
 /// What is wrong with a text, and what to write instead if we know.
@@ -136,6 +136,7 @@ choice!(Ownership { "auto" => Auto, "map" => Map, "chown" => Chown, "off" => Off
 choice!(NetworkMode { "private" => Private, "host" => Host });
 
 text_setting!(Hostname, "a host name as a string", Hostname::parse, |name| name.as_str().to_owned(), { "maxLength": 64 });
+text_setting!(MachineName, "the name of a machine as a string", MachineName::parse, MachineName::to_string, { "maxLength": 64 });
 text_setting!(MachineId, "a machine id as a string", MachineId::parse, MachineId::to_string, { "minLength": 32 });
 text_setting!(GuestPath, "a path as a string", GuestPath::parse, GuestPath::to_string, { "pattern": "^/" });
 

@@ -10,8 +10,8 @@ use zbus::wire::Variant;
 
 use super::Daemon;
 use super::call::{Call, Failure, Outcome};
+use super::image;
 use super::objects::{self, Properties};
-use super::{image, units};
 use crate::config;
 use crate::spec::{MachineName, MachineSpec, RootSource};
 
@@ -28,7 +28,7 @@ pub(super) fn find(daemon: &Daemon, name: &str) -> Option<Defined> {
         return None;
     }
     let name = MachineName::parse(name).ok()?;
-    let definition = units::definition(&daemon.layout, &name)?;
+    let definition = config::definition(&daemon.layout, &name)?;
     Some(Defined { name, definition })
 }
 

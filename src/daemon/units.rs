@@ -23,6 +23,7 @@ use super::manager::object_path;
 use super::objects::{self, Properties, escape};
 use super::registry::Machine;
 use super::{Daemon, lock};
+use crate::config::definition;
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::state::{self, Phase, State};
 use crate::{cgroup, config, host};
@@ -146,12 +147,6 @@ pub(super) struct Units {
     pub(super) served: std::sync::atomic::AtomicBool,
     jobs: std::sync::atomic::AtomicU32,
     pub(super) failed: Mutex<BTreeSet<MachineName>>,
-}
-
-/// The file that defines a machine.
-pub(super) fn definition(layout: &Layout, name: &MachineName) -> Option<PathBuf> {
-    let files = layout.config_dirs().map(|dir| dir.join("machines").join(format!("{name}.toml")));
-    files.into_iter().find(|file| file.exists())
 }
 
 fn link(layout: &Layout, name: &MachineName, until_reboot: bool) -> PathBuf {

@@ -5,6 +5,7 @@
 //! [`Layout`], so that `reap` can find leftovers by name alone. Reads and writes nothing.
 
 mod layout;
+mod order;
 mod words;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use layout::Layout;
+pub use order::Order;
 pub use words::{GuestPath, Hostname, ImageName, MachineId, MachineName, WordError};
 
 /// Number of ids a machine's user namespace holds unless told otherwise: uid 0 up to `nobody`.
@@ -122,6 +124,10 @@ pub struct Boot {
     pub payload: Payload,
     /// Added to the environment of PID 1, in order of the keys.
     pub environment: Vec<(String, String)>,
+    /// Started when the host starts.
+    pub autostart: bool,
+    /// Which other machines it is started after.
+    pub order: Order,
     /// When the machine counts as ready.
     pub ready: Ready,
     /// How long an orderly stop may take before the machine is killed; `None` waits for ever.
