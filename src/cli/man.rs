@@ -249,7 +249,7 @@ mod tests {
         let of = |table: &Value, key: &str| kind(&schema, &table["properties"][key]);
         assert_eq!(of(&schema, "boot"), "a table, see below");
         assert_eq!(of(&schema, "bind"), "a list: a table, see below");
-        assert_eq!(of(boot, "ready"), "\"auto\" | \"notify\" | \"started\"");
+        assert_eq!(of(boot, "ready"), "\"auto\" | \"notify\" | \"started\" | a table, see below");
         assert_eq!(of(boot, "check-os-release"), "true | false");
         assert_eq!(of(boot, "command"), "a list: a string");
         assert_eq!(of(boot, "environment"), "a table of names and strings");

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write};
+use std::time::Duration;
 
 use super::config::{self as face, ShowError, ShowStyle};
 use super::output::{self, Failure, written};
 use crate::plan::{self, IdPlan, Plan, TreePlan, UnitPlan, privileges, seccomp};
-use crate::spec::{InitKind, Layout, Ownership, Payload, Ready, Register, Volatile};
+use crate::spec::{InitKind, Layout, Ownership, Payload, Ready, Register, Restart, RestartPolicy, Span, Volatile};
 use crate::{config, host};
 
 /// `machinist show`
@@ -156,11 +157,23 @@ fn describe_exec(plan: &Plan) -> String {
         Payload::Path { init, args: list } => format!("{init}{}", args(list)),
         Payload::Command { argv } => format!("{} under a stub PID 1", argv.join(" ")),
     };
-    let ready = match exec.ready {
+    let ready = match &exec.ready {
         Ready::Auto => format!("ready when a {} says so or any other init has begun", InitKind::Systemd.as_str()),
         Ready::Notify => "ready when PID 1 says so".to_owned(),
         Ready::Started => "ready at once".to_owned(),
+        Ready::Exec(argv) => format!("ready when `{}` succeeds in it", argv.join(" ")),
+        Ready::Port(port) => format!("ready when its TCP port {port} answers"),
     };
     let stop = exec.stop_timeout.map_or("for ever".to_owned(), output::age);
-    output::clean(&format!("{what} as '{}', {ready}, stop waits {stop}", exec.hostname))
+    let restart = match exec.restart.when {
+        Restart::No => String::new(),
+        Restart::OnFailure => format!(", started again {} a failure", describe_delay(exec.restart)),
+        Restart::Always => format!(", started again {} its end", describe_delay(exec.restart)),
+    };
+    output::clean(&format!("{what} as '{}', {ready}, stop waits {stop}{restart}", exec.hostname))
+}
+
+/// The words before what a machine is started again after.
+fn describe_delay(restart: RestartPolicy) -> String {
+    format!("{} after", Span(Duration::from_millis(restart.delay_ms)))
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::diagnostic::Place;
+use super::life::{Delay, LimitTable, ReadyTable};
 use super::reader::{At, Entry, Keyed, NonEmpty, Reader, Rows, Setting, Value, table};
 use super::units::{LogSize, Mode, Size, Timeout};
 use super::values::{
@@ -11,7 +12,7 @@ use super::values::{
 };
 use crate::spec::{
     BindIdmap, Clock, GuestPath, Hostname, Layer, MachineId, MachineName, NetworkMode, Ownership, Propagation, Ready,
-    Register, Upper, UserMode, Volatile,
+    Register, Restart, Upper, UserMode, Volatile,
 };
 
 table! {
@@ -70,8 +71,17 @@ table! {
         /// Machines that are started with this one and before it, whether they succeed or not.
         "wants" wants: Vec<At<MachineName>> = Vec::new(),
         /// When the machine counts as ready: when its init says so (`notify`), as soon as it runs
-        /// (`started`), or whichever of the two fits the init (`auto`).
+        /// (`started`), whichever of the two fits the init (`auto`), when a program in it succeeds
+        /// (`{ exec = ["program", "argument"] }`), or when a TCP port answers (`{ port = 80 }`).
         "ready" ready: Ready = Ready::Auto,
+        /// Whether the machine is started again when it has ended by itself: never (`no`), when it was killed or
+        /// ended with another status than 0 (`on-failure`), or in any case (`always`). Who asks it to stop,
+        /// stops it.
+        "restart" restart: Restart = Restart::No,
+        /// How long after its end the machine is started again.
+        "restart-delay" restart_delay: Delay = Delay::DEFAULT,
+        /// How often a machine that ends by itself is started again.
+        "restart-limit" restart_limit: LimitTable = LimitTable::unset(),
         /// How long an orderly stop may take before the machine is killed.
         "stop-timeout" stop_timeout: Timeout = Timeout::DEFAULT,
         /// Whether uptime counts from the host's boot (`host`) or from the machine's start (`own`).
@@ -297,9 +307,11 @@ impl MachineFile {
 }
 
 /// Tables by the name that a message gives them, with their keys.
-const TABLES: [(&str, &[&str]); 16] = [
+const TABLES: [(&str, &[&str]); 18] = [
     ("the top of the file", MachineFile::KEYS),
     ("`[boot]`", BootTable::KEYS),
+    ("`ready` of `[boot]`", ReadyTable::KEYS),
+    ("`restart-limit` of `[boot]`", LimitTable::KEYS),
     ("`[identity]`", IdentityTable::KEYS),
     ("`[root]`", RootTable::KEYS),
     ("`overlay` of `[root]`", RootOverlayTable::KEYS),
@@ -370,7 +382,7 @@ mod tests {
         let schema = schemars::schema_for!(MachineFile).to_value();
         let mut found = Vec::new();
         tables(&schema, &schema, "", &mut found);
-        assert_eq!(found.len(), 16, "every table of the format: {found:#?}");
+        assert_eq!(found.len(), 18, "every table of the format: {found:#?}");
         for (header, table) in found {
             let path = header.trim_start_matches('.').trim_end_matches("[]");
             let text = match path {

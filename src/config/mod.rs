@@ -13,6 +13,7 @@ mod family;
 mod file;
 mod ids;
 mod layers;
+mod life;
 mod reader;
 mod show;
 mod units;

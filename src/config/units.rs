@@ -9,13 +9,11 @@ use serde_json::Value as Json;
 use super::diagnostic::quoted;
 use super::reader::{Reader, Setting, Value};
 use super::values::{Complaint, read_text};
+use crate::spec::{DURATION_UNITS, Span};
 
 /// A duration; `None` is for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Timeout(pub(super) Option<Duration>);
-
-const DURATION_UNITS: [(&str, u64); 5] =
-    [("ms", 1), ("s", 1000), ("min", 60_000), ("h", 3_600_000), ("d", 24 * 3_600_000)];
 
 impl Timeout {
     pub(super) const DEFAULT: Self = Self(Some(Duration::from_secs(90)));
@@ -49,12 +47,7 @@ impl Timeout {
 impl fmt::Display for Timeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(duration) = self.0 else { return f.write_str("infinity") };
-        let total = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        // Seconds up to two minutes, as people write them; above that the largest unit that divides.
-        let largest = if total <= 120_000 { 2 } else { DURATION_UNITS.len() };
-        let fits = |(_, scale): &&(&str, u64)| total % scale == 0;
-        let (unit, scale) = DURATION_UNITS[..largest].iter().rev().find(fits).unwrap_or(&DURATION_UNITS[0]);
-        write!(f, "{}{unit}", total / scale)
+        Span(duration).fmt(f)
     }
 }
 

@@ -13,7 +13,7 @@ use super::reader::{Reader, Setting, Value};
 use crate::plan::seccomp::SyscallPolicy;
 use crate::spec::{
     CAPABILITIES, Clock, GuestPath, Hostname, ImageName, InitKind, Layer, MachineId, MachineName, NetworkMode,
-    Ownership, Propagation, Ready, Register, Upper, Volatile, WordError,
+    Ownership, Propagation, Register, Restart, Upper, Volatile, WordError,
 };
 
 /// What is wrong with a text, and what to write instead if we know.
@@ -127,7 +127,7 @@ macro_rules! choice {
     };
 }
 
-choice!(Ready { "auto" => Auto, "notify" => Notify, "started" => Started });
+choice!(Restart { "no" => No, "on-failure" => OnFailure, "always" => Always });
 choice!(Register { "auto" => Auto, "yes" => Yes, "no" => No });
 choice!(Clock { "host" => Host, "own" => Own });
 choice!(Volatile { "no" => No, "state" => State, "yes" => Yes });
@@ -397,7 +397,8 @@ mod tests {
 
     #[test]
     fn words_are_shown_and_serialised_as_they_are_read() {
-        assert_words::<Ready>(&["auto", "notify", "started"]);
+        assert_words::<crate::spec::Ready>(&["auto", "notify", "started"]);
+        assert_words::<Restart>(&["no", "on-failure", "always"]);
         assert_words::<Register>(&["auto", "yes", "no"]);
         assert_words::<Clock>(&["host", "own"]);
         assert_words::<Volatile>(&["no", "state", "yes"]);

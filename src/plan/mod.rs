@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::host::{CgroupFacts, HostFacts};
 use crate::spec::{
     Clock, Console, IdRange, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Ownership, Payload, Ready,
-    Register, RootSource, Upper, UserMode, Volatile,
+    Register, RestartPolicy, RootSource, Upper, UserMode, Volatile,
 };
 use mounts::MountOp;
 use seccomp::SyscallPolicy;
@@ -161,6 +161,8 @@ pub struct Exec {
     pub machine_id: Option<MachineId>,
     /// When the machine counts as ready.
     pub ready: Ready,
+    /// What becomes of it when it has ended by itself.
+    pub restart: RestartPolicy,
     /// Seconds an orderly stop may take; for ever if unset.
     pub stop_timeout: Option<u64>,
 }
@@ -257,7 +259,8 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
             environment: environment(spec, facts),
             hostname: spec.identity.hostname.as_str().to_owned(),
             machine_id: spec.identity.machine_id,
-            ready: spec.boot.ready,
+            ready: spec.boot.ready.clone(),
+            restart: spec.boot.restart,
             stop_timeout: spec.boot.stop_timeout.map(|t| t.as_secs()),
         },
         notes: notes(spec, facts, namespaces),

@@ -5,6 +5,7 @@
 //! [`Layout`], so that `reap` can find leftovers by name alone. Reads and writes nothing.
 
 mod layout;
+mod life;
 mod order;
 mod words;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use layout::Layout;
+pub use life::{DURATION_UNITS, Ready, Restart, RestartPolicy, Span};
 pub use order::Order;
 pub use words::{GuestPath, Hostname, ImageName, MachineId, MachineName, WordError};
 
@@ -94,18 +96,6 @@ pub enum Payload {
     },
 }
 
-/// When the machine counts as ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ready {
-    /// `notify` for an init that is known to notify, else `started`.
-    Auto,
-    /// When PID 1 sends `READY=1` to its notification socket.
-    Notify,
-    /// As soon as the payload has been executed.
-    Started,
-}
-
 /// Which boot clock the payload sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -130,6 +120,8 @@ pub struct Boot {
     pub order: Order,
     /// When the machine counts as ready.
     pub ready: Ready,
+    /// What becomes of it when it has ended by itself.
+    pub restart: RestartPolicy,
     /// How long an orderly stop may take before the machine is killed; `None` waits for ever.
     pub stop_timeout: Option<Duration>,
     /// Which boot clock the payload sees.

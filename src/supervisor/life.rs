@@ -166,7 +166,7 @@ impl Running {
 
     fn waits_for_notice(&self) -> bool {
         match self.prepared.job.plan.exec.ready {
-            Ready::Notify => true,
+            Ready::Notify | Ready::Exec(_) | Ready::Port(_) => true,
             Ready::Started => false,
             Ready::Auto => self.state.init_kind == Some(InitKind::Systemd),
         }

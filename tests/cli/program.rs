@@ -144,7 +144,10 @@ fn json_has_the_keys_that_scripts_use() {
     assert_eq!(keys(&plan), expected);
     assert_eq!(plan["name"], "everything");
     assert_eq!(keys(&plan["filter"]), ["added", "allowed", "closed", "denied", "following", "refused"]);
-    assert_eq!(keys(&plan["exec"]), ["environment", "hostname", "machine-id", "payload", "ready", "stop-timeout"]);
+    assert_eq!(
+        keys(&plan["exec"]),
+        ["environment", "hostname", "machine-id", "payload", "ready", "restart", "stop-timeout"]
+    );
     let show = visit.json(&["show", "--json", "machines/minimal.toml"]);
     assert_eq!(show["root"]["directory"], "/var/lib/machines/minimal");
     let root = visit.dir.path().to_str().expect("text").to_owned();
