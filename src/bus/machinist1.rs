@@ -77,6 +77,12 @@ impl<'a> Daemon<'a> {
         self.ask("GetMachine", &name).map(object)
     }
 
+    /// What these machines use, or all that run if none is named.
+    pub fn statistics(&self, names: &[String]) -> Result<Vec<Value>, Refused> {
+        let rows: Vec<BTreeMap<String, OwnedVariant>> = self.ask("GetStatistics", &names)?;
+        Ok(rows.into_iter().map(object).collect())
+    }
+
     /// Starts a machine and comes back when it is ready.
     pub fn start(&self, name: &str) -> Result<(), Refused> {
         self.ask("Start", &name)
@@ -195,6 +201,7 @@ fn json(value: &Variant<'_>) -> Value {
         Variant::U64(number) => (*number).into(),
         Variant::I64(number) => (*number).into(),
         Variant::U32(number) => (*number).into(),
+        Variant::F64(number) => (*number).into(),
         Variant::Str(text) => text.as_str().into(),
         Variant::Variant(inner) => json(inner),
         Variant::Array(list) => list.iter().map(json).collect(),

@@ -20,7 +20,7 @@ use crate::sys::bpf::{self, CharDevice};
 use crate::sys::path::chown_at;
 use crate::sys::{Context as _, Errno, Error, READ_AT_ONCE, Result};
 
-pub use usage::{Usage, usage};
+pub use usage::{Pressure, Stall, Usage, usage};
 
 /// The groups of one machine.
 #[derive(Debug)]

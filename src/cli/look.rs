@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::output::{self, Failure, age, clean, size, status, table, written};
 use super::{ListArguments, StatusArguments, remote};
+use crate::cgroup::Usage;
 use crate::config;
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::console::{Shown, print_log};
@@ -120,15 +121,36 @@ fn describe(machine: &Value) -> String {
         line("Network", Some(if private { "private" } else { "the host's" }.into()));
         line("Unit", word("unit"));
         line("Cgroup", word("cgroup"));
-        let usage = &machine["usage"];
-        line("Tasks", number(&usage["tasks"]).map(|tasks| tasks.to_string()));
-        line("Memory", number(&usage["memory"]).map(size));
-        let seconds = |cpu: u64| format!("{}.{:03}s", cpu / 1_000_000, cpu / 1000 % 1000);
-        line("CPU", number(&usage["cpu-usec"]).map(seconds));
+        let usage: Usage = serde_json::from_value(machine["usage"].clone()).unwrap_or_default();
+        describe_usage(&usage, &mut line);
     }
     line("Definition", word("definition"));
     line("Status", word("status"));
     text
+}
+
+/// What a machine uses, as far as it is known.
+fn describe_usage(usage: &Usage, mut line: impl FnMut(&str, Option<String>)) {
+    let of = |used: String, most: Option<String>| match most {
+        Some(most) => format!("{used} of {most}"),
+        None => used,
+    };
+    line("Tasks", usage.tasks.map(|tasks| of(tasks.to_string(), usage.tasks_max.map(|n| n.to_string()))));
+    let peak = usage.memory_peak_bytes.map_or_else(String::new, |peak| format!(" (peak {})", size(peak)));
+    line("Memory", usage.memory_bytes.map(|bytes| of(size(bytes), usage.memory_max_bytes.map(size)) + &peak));
+    line("Swap", usage.swap_bytes.filter(|bytes| *bytes > 0).map(size));
+    let kills = |kills: u64| format!("{kills} for want of memory");
+    line("Killed", usage.oom_kills.filter(|kills| *kills > 0).map(kills));
+    let seconds = |cpu: u64| format!("{}.{:03}s", cpu / 1_000_000, cpu / 1000 % 1000);
+    line("CPU", usage.cpu_usec.map(seconds));
+    let io = usage.io_read_bytes.zip(usage.io_written_bytes);
+    line("I/O", io.map(|(read, written)| format!("{} read, {} written", size(read), size(written))));
+    let stalls = [("cpu", &usage.pressure.cpu), ("memory", &usage.pressure.memory), ("io", &usage.pressure.io)];
+    let told: Vec<String> = stalls
+        .iter()
+        .filter_map(|(what, stall)| Some(format!("{what} {:.1}%", stall.as_ref()?.some_percent?)))
+        .collect();
+    line("Pressure", Some(told.join(", ")).filter(|told| !told.is_empty()));
 }
 
 /// `machinist logs`

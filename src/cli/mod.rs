@@ -13,6 +13,7 @@ mod man;
 pub mod output;
 pub mod plan;
 mod remote;
+mod stats;
 mod transfer;
 
 use std::path::PathBuf;
@@ -71,6 +72,13 @@ enum Verb {
     List(ListArguments),
     /// Show what a machine is and does
     Status(StatusArguments),
+    /// Show what machines use: processors, memory, devices, tasks and pressure
+    ///
+    /// With `--json` an array with an object for each machine. Its `usage` has counters since the machine's start and
+    /// what is used now, in bytes and microseconds as the keys say; `pressure` is the share of the last ten seconds in
+    /// which some or all tasks waited. `cpu-percent` is of one processor. What this host does not account for, or does not
+    /// limit, is null.
+    Stats(stats::StatsArguments),
     /// Attach to a machine's console
     Console {
         /// The machine
@@ -343,6 +351,7 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::Reap(args) => machine::each(&args.names, |name| machine::reap(layout, name, quiet)),
         Verb::List(args) => look::list(layout, &args),
         Verb::Status(args) => look::status(layout, &args),
+        Verb::Stats(args) => stats::stats(layout, &args),
         Verb::Console { name, read_only } => machine::console(layout, &name, read_only),
         Verb::Logs { name, follow, lines } => look::logs(layout, &name, follow, lines),
         Verb::Bind(args) => transfer::bind(layout, args),

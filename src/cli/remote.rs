@@ -11,8 +11,9 @@ use super::enter::ExecArgs;
 use super::output::{self, Failure, status};
 use crate::bus::SystemBus;
 use crate::bus::machinist1::{Daemon, Exec, Refused};
+use crate::cgroup::Usage;
 use crate::spec::Layout;
-use crate::supervisor::state::MAY_BE_NULL;
+use crate::supervisor::state::{MAY_BE_NULL, Statistics};
 
 /// Set by the daemon for the verbs that it runs, which must not ask it again.
 const BY_DAEMON: &str = "MACHINIST_BY_DAEMON";
@@ -78,10 +79,22 @@ pub(super) fn machine(layout: &Layout, name: &str) -> Option<Result<Value, Failu
             return machine;
         }
         let mut machine = with_nulls(machine, &MAY_BE_NULL);
-        machine["usage"] = with_nulls(machine["usage"].take(), &["cpu-usec", "memory", "tasks"]);
+        // What it does not say is none, and becomes null again.
+        let usage: Usage = serde_json::from_value(machine["usage"].take()).unwrap_or_default();
+        machine["usage"] = serde_json::to_value(usage).unwrap_or_default();
         machine
     };
     found.map(|found| found.map(whole))
+}
+
+/// What machines use, for those who may not look themselves; as for [`Daemon::statistics`].
+pub(super) fn statistics(layout: &Layout, names: &[String]) -> Option<Result<Vec<Statistics>, Failure>> {
+    let rows = if is_root() { None } else { ask(layout, |daemon| daemon.statistics(names)) };
+    let parse = |rows: Vec<Value>| {
+        let rows = rows.into_iter().map(serde_json::from_value).collect::<Result<_, _>>();
+        rows.map_err(|e| Failure::new(format!("the daemon answered nonsense: {e}")))
+    };
+    rows.map(|rows| rows.and_then(parse))
 }
 
 /// Runs a command in a machine, for those who may not enter themselves.

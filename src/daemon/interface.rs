@@ -365,6 +365,7 @@ pub(super) static OWN_MANAGER: LazyLock<Interface> = LazyLock::new(|| {
         "property Version s const
          method ListMachines b:all > aa{sv}:machines
          method GetMachine s:name > a{sv}:machine
+         method GetStatistics as:names > aa{sv}:machines
          method Start s:name >
          method Stop s:name t:timeout_usec > s:remark
          method Restart s:name > s:remark
@@ -382,6 +383,7 @@ pub(super) static OWN_MACHINE: LazyLock<Interface> = LazyLock::new(|| {
          property State s false
          property Definition s const
          method Get > a{sv}:machine
+         method GetStatistics > a{sv}:statistics
          method Start >
          method Stop t:timeout_usec > s:remark
          method Restart > s:remark

@@ -19,7 +19,7 @@ use super::objects::{self, OWN_PATH, Properties};
 use super::registry::Process;
 use crate::config;
 use crate::spec::MachineName;
-use crate::supervisor::state::{self, State};
+use crate::supervisor::state::{self, State, Statistics};
 
 /// Actions of polkit, as `packaging/polkit` defines them.
 const INSPECT: &str = "org.machinist1.inspect";
@@ -59,9 +59,10 @@ fn to_variant(value: &Value) -> Option<Variant<'static>> {
     Some(match value {
         Value::Null => return None,
         Value::Bool(flag) => Variant::from(*flag),
-        Value::Number(number) => match number.as_u64() {
-            Some(number) => Variant::from(number),
-            None => Variant::from(number.as_i64().unwrap_or_default()),
+        Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+            (Some(number), _) => Variant::from(number),
+            (None, Some(number)) => Variant::from(number),
+            (None, None) => Variant::from(number.as_f64().unwrap_or_default()),
         },
         Value::String(text) => Variant::from(text.clone()),
         Value::Array(list) => Variant::from(list.iter().filter_map(to_variant).collect::<Vec<_>>()),
@@ -92,6 +93,7 @@ pub(super) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str
             list(daemon, call, all)
         }
         "GetMachine" => get(daemon, call, &call.arguments::<String>()?).await,
+        "GetStatistics" => statistics(daemon, call, call.arguments()?).await,
         "Start" => start(daemon, call, &call.arguments::<String>()?).await,
         "Restart" => restart(daemon, call, &call.arguments::<String>()?).await,
         "Stop" => {
@@ -115,6 +117,11 @@ pub(super) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str
 pub(super) async fn machine_call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Outcome {
     match member {
         "Get" => get(daemon, call, name).await,
+        "GetStatistics" => {
+            let state = running(daemon, name)?;
+            authorise(daemon, call, name, INSPECT, "stats").await?;
+            call.reply(&to_dictionary(&json(&state.statistics())))
+        }
         "Start" => start(daemon, call, name).await,
         "Restart" => restart(daemon, call, name).await,
         "Stop" => stop(daemon, call, name, call.arguments()?).await,
@@ -140,6 +147,25 @@ async fn get(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
     let machine = find(daemon, name)?;
     daemon.authorise(call, INSPECT, &[("machine", name), ("verb", "status")]).await?;
     call.reply(&to_dictionary(&machine))
+}
+
+fn json(statistics: &Statistics) -> Value {
+    serde_json::to_value(statistics).unwrap_or_default()
+}
+
+/// What these machines use, or all that run if none is named. It is asked for every second by some, so there is one
+/// question to polkit at most.
+async fn statistics(daemon: &Arc<Daemon>, call: &Call, wanted: Vec<String>) -> Outcome {
+    let states: Vec<State> = match wanted.as_slice() {
+        [] => state::names(&daemon.layout).iter().filter_map(|name| read(daemon, name)).collect(),
+        names => names.iter().map(|name| running(daemon, name)).collect::<Outcome<_>>()?,
+    };
+    match wanted.as_slice() {
+        [name] => authorise(daemon, call, name, INSPECT, "stats").await?,
+        _ => daemon.authorise(call, INSPECT, &[("verb", "stats")]).await?,
+    }
+    let rows: Vec<_> = states.iter().map(|state| to_dictionary(&json(&state.statistics()))).collect();
+    call.reply(&rows)
 }
 
 /// The state of a machine that must be running, or what the command line says of one that is not.

@@ -270,6 +270,24 @@ pub fn summary(name: &str, state: Option<&State>) -> Value {
     }
 }
 
+/// What a machine uses at one moment. What it does in a second is the difference of two.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Statistics {
+    /// The machine.
+    pub name: String,
+    /// The word for what it does.
+    pub state: String,
+    /// PID 1 of the machine as the host sees it: another one has begun with new counters.
+    pub leader: i32,
+    /// Start of this boot of the machine, in seconds since 1970.
+    pub since: u64,
+    /// The moment, on the host's monotonic clock in microseconds.
+    pub monotonic_usec: u64,
+    /// What it uses.
+    pub usage: cgroup::Usage,
+}
+
 /// Keys of [`State::details`] that may be null, for those who get it over a bus that has no null.
 pub const MAY_BE_NULL: [&str; 7] = ["definition", "ids", "init", "init-kind", "machine-id", "status", "unit"];
 
@@ -288,6 +306,20 @@ impl State {
             object.insert("usage".into(), serde_json::to_value(cgroup::usage(&self.cgroup)).unwrap_or_default());
         }
         value
+    }
+
+    /// What the machine uses now.
+    pub fn statistics(&self) -> Statistics {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let usec = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1000);
+        Statistics {
+            name: self.name.clone(),
+            state: self.word().to_owned(),
+            leader: self.leader,
+            since: self.since,
+            monotonic_usec: u64::try_from(usec).unwrap_or(0),
+            usage: cgroup::usage(&self.cgroup),
+        }
     }
 
     /// What may be done by a command that enters the machine: what its payload may.

@@ -157,7 +157,7 @@ fn machines_are_completed_from_directories() {
         fs::write(host.path(file), "").expect("write");
     }
     let root = host.0.path();
-    assert_eq!(offered(root, &["sta"]), ["start", "status"]);
+    assert_eq!(offered(root, &["sta"]), ["start", "status", "stats"]);
     assert_eq!(offered(root, &["start", "w"]), ["web", "worker"]);
     assert_eq!(offered(root, &["start", "./machines/min"]), ["./machines/minimal.toml"]);
     assert_eq!(offered(root, &["stop", ""]).iter().filter(|word| !word.starts_with('-')).collect::<Vec<_>>(), ["db"]);

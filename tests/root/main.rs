@@ -28,6 +28,7 @@ mod service;
 mod small_tree;
 mod smoke;
 mod stage;
+mod stats;
 #[allow(dead_code, reason = "used as more tests come")]
 mod support;
 mod varlink;

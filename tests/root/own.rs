@@ -99,10 +99,29 @@ fn others_look_and_act_through_the_daemon_as_far_as_they_may() {
     };
     let theirs = as_other(&host, "4712", &["status", "--json", &machine]);
     assert_eq!(details(&theirs.stdout), details(&host.ok(&["status", "--json", &machine])));
+    // Numbers that grow meanwhile, but the same ones.
+    fn shape(value: &Value) -> Value {
+        match value {
+            Value::Object(keys) => keys.iter().map(|(key, value)| (key.clone(), shape(value))).collect(),
+            Value::Array(rows) => rows.iter().map(shape).collect(),
+            Value::Number(_) => true.into(),
+            other => other.clone(),
+        }
+    }
+    for args in [&["stats", "--json", "--interval", "0"][..], &["stats", "--json", "--interval", "0.1", &machine]] {
+        let [mine, theirs] = [host.run(args), as_other(&host, "4712", args)].map(|output| {
+            assert_eq!((output.status, output.stderr.as_str()), (0, ""), "{args:?}");
+            shape(&serde_json::from_str(&output.stdout).expect("JSON"))
+        });
+        assert_eq!(theirs, mine);
+        assert_eq!(mine[0]["usage"]["cpu-usec"], true);
+    }
     // No polkit here: others may not look, and readers may not act.
     for (group, args) in [
         ("4713", &["list"][..]),
         ("4713", &["status", &machine]),
+        ("4713", &["stats"]),
+        ("4713", &["stats", &machine]),
         ("4712", &["start", &machine]),
         ("4712", &["stop", &machine]),
         ("4712", &["reboot", &machine]),
