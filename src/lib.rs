@@ -33,6 +33,7 @@
 //! | [`config`] | files to definition: find, layer, check; every problem at once, with its place |
 //! | [`rootfs`] | holds the trees and makes the root; [`rootfs::mounts`] carries out the list below it |
 //! | [`rootfs::idmap`], [`rootfs::chown`] | picks, locks and remembers an id range; the last resort where maps do not work |
+//! | [`rootfs::devices`] | what the host's devices are, and what the machine's filter lets through |
 //! | [`rootfs::init`] | finds a tree's init and tells its kind |
 //! | [`cgroup`] | the machine's groups: make, freeze, kill, remove |
 //! | [`image`] | the image store: list, find, read in, change; the locks shared with systemd's tools |

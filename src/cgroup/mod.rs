@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags};
 
 use crate::plan::CgroupPlan;
-use crate::sys::bpf::{self, CharDevice};
+use crate::sys::bpf;
 use crate::sys::path::chown_at;
 use crate::sys::{Context as _, Errno, Error, READ_AT_ONCE, Result};
 
@@ -116,10 +116,9 @@ impl MachineGroup {
         Ok(Self { path: path.to_owned(), dir, payload, unit: None })
     }
 
-    /// Lets the payload of this boot use only these character devices.
-    pub fn allow_devices(&self, list: &[(u32, Option<u32>)]) -> Result<()> {
-        let list: Vec<CharDevice> = list.iter().map(|&(major, minor)| CharDevice { major, minor }).collect();
-        bpf::allow_only(&self.payload, &list)
+    /// Lets the payload of this boot use only these devices.
+    pub fn allow_devices(&self, list: &[bpf::Allowed]) -> Result<()> {
+        bpf::allow_only(&self.payload, list)
     }
 
     /// The unit whose group the machine's is; `None` if it is our own.

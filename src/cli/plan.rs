@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::config::{self as face, ShowError, ShowStyle};
 use super::output::{self, Failure, written};
 use crate::plan::{self, IdPlan, Plan, TreePlan, UnitPlan, privileges, seccomp};
-use crate::spec::{InitKind, Layout, Ownership, Payload, Ready, Register, Restart, RestartPolicy, Span, Volatile};
+use crate::spec::{
+    Device, InitKind, Layout, Ownership, Payload, Ready, Register, Restart, RestartPolicy, Span, Volatile,
+};
 use crate::{config, host};
 
 /// `machinist show`
@@ -93,6 +95,9 @@ pub fn describe(plan: &Plan) -> String {
     if plan.privileges.device_filter {
         line("devices", "only those of /dev, by a filter on the control group");
     }
+    for device in plan::mounts::devices(&plan.mounts) {
+        line("", &describe_device(device));
+    }
     let whose = match &plan.cgroup.unit {
         UnitPlan::None => String::new(),
         UnitPlan::Own(unit) => format!(", of the unit {unit} that we are"),
@@ -138,6 +143,13 @@ fn describe_root(plan: &Plan) -> String {
         Volatile::Yes => text.push_str(", only /usr, read-only; all else forgotten at stop"),
     }
     text
+}
+
+fn describe_device(device: &Device) -> String {
+    let Device { node, target, permission, uid, gid, mode, optional } = device;
+    let from = if node.as_os_str() == target.as_str() { String::new() } else { format!(" from '{}'", node.display()) };
+    let optional = if *optional { ", optional" } else { "" };
+    format!("{target}{from}: {permission}, owner {uid}:{gid}, mode {mode:04o}{optional}")
 }
 
 fn describe_console(plan: &Plan) -> String {

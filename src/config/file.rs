@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::device::DeviceTable;
 use super::diagnostic::Place;
 use super::life::{Delay, LimitTable, ReadyTable};
 use super::reader::{At, Entry, Keyed, NonEmpty, Reader, Rows, Setting, Value, table};
@@ -37,6 +38,8 @@ table! {
         "tmpfs" tmpfs: Rows<TmpfsTable> = Rows(Vec::new()),
         /// Overlays below the root.
         "overlay" overlay: Rows<ExtraOverlayTable> = Rows(Vec::new()),
+        /// Devices of the host that the machine may use.
+        "device" device: Rows<DeviceTable> = Rows(Vec::new()),
         /// Which ids the machine's processes have on the host.
         "users" users: UsersTable = UsersTable::unset(),
         /// Which network the machine sees.
@@ -307,7 +310,7 @@ impl MachineFile {
 }
 
 /// Tables by the name that a message gives them, with their keys.
-const TABLES: [(&str, &[&str]); 18] = [
+const TABLES: &[(&str, &[&str])] = &[
     ("the top of the file", MachineFile::KEYS),
     ("`[boot]`", BootTable::KEYS),
     ("`ready` of `[boot]`", ReadyTable::KEYS),
@@ -318,6 +321,7 @@ const TABLES: [(&str, &[&str]); 18] = [
     ("`[[bind]]`", BindTable::KEYS),
     ("`[[tmpfs]]`", TmpfsTable::KEYS),
     ("`[[overlay]]`", ExtraOverlayTable::KEYS),
+    ("`[[device]]`", DeviceTable::KEYS),
     ("`[users]`", UsersTable::KEYS),
     ("`mode` of `[users]`", RangeTable::KEYS),
     ("`[network]`", NetworkTable::KEYS),
@@ -382,7 +386,7 @@ mod tests {
         let schema = schemars::schema_for!(MachineFile).to_value();
         let mut found = Vec::new();
         tables(&schema, &schema, "", &mut found);
-        assert_eq!(found.len(), 18, "every table of the format: {found:#?}");
+        assert_eq!(found.len(), TABLES.len(), "every table of the format: {found:#?}");
         for (header, table) in found {
             let path = header.trim_start_matches('.').trim_end_matches("[]");
             let text = match path {

@@ -8,6 +8,7 @@
 //! Every problem of every file is found before anything is reported, each with its line. Nothing here looks at
 //! the trees, directories and images a definition names, and nothing is ever written.
 
+mod device;
 mod diagnostic;
 mod family;
 mod file;

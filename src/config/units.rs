@@ -151,7 +151,7 @@ pub(super) struct Mode(pub(super) u32);
 impl Mode {
     pub(super) const DEFAULT: Self = Self(0o755);
 
-    fn parse(text: &str) -> Result<Self, Complaint> {
+    pub(super) fn parse(text: &str) -> Result<Self, Complaint> {
         let octal = (3..=5).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
         match u32::from_str_radix(text, 8) {
             Ok(mode) if octal && mode <= 0o7777 => Ok(Self(mode)),

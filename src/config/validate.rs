@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use super::diagnostic::{Place, Problems};
+use super::diagnostic::{Diagnostic, Place, Problems};
 use super::file::{
     BindTable, BootTable, CapabilitiesTable, ExtraOverlayTable, MachineFile, RootOverlayTable, RootTable,
     SecurityTable, TmpfsTable, UsersTable,
@@ -34,6 +34,7 @@ pub(super) fn settle(name: &MachineName, file: &mut MachineFile) {
             target.value = source.value.as_ref().and_then(|source| GuestPath::parse(source.as_str()).ok());
         }
     }
+    super::device::settle(&mut file.device.value.0);
 }
 
 /// Checks a settled file; `main` is the file that lacks what nothing else gives.
@@ -51,6 +52,7 @@ pub(super) fn validate(
     let tmpfs: Vec<Option<Tmpfs>> = file.tmpfs.value.0.iter().map(|tmpfs| check.tmpfs(tmpfs)).collect();
     let overlays: Vec<Option<ExtraOverlay>> = file.overlay.value.0.iter().map(|table| check.overlay(table)).collect();
     let users = check.users(&file.users.value);
+    let devices = check.devices(&file.device.value.0, users.mode);
     let security = check.security(&file.security.value);
     let identity = &file.identity.value;
     let console = &file.console.value;
@@ -63,6 +65,7 @@ pub(super) fn validate(
         binds: binds.into_iter().collect::<Option<_>>()?,
         tmpfs: tmpfs.into_iter().collect::<Option<_>>()?,
         overlays: overlays.into_iter().collect::<Option<_>>()?,
+        devices: devices?,
         users,
         network: file.network.value.mode.value,
         security,
@@ -73,23 +76,29 @@ pub(super) fn validate(
 }
 
 /// What is seen so far of things that may exist only once.
-struct Check<'p> {
+pub(super) struct Check<'p> {
     problems: &'p mut Problems,
     main: usize,
-    targets: HashMap<GuestPath, Option<Place>>,
+    pub(super) targets: HashMap<GuestPath, Option<Place>>,
     uppers: HashMap<PathBuf, Option<Place>>,
 }
 
 impl Check<'_> {
     /// Records a problem of a value, or of the whole file when nothing in it set the value.
-    fn report(&mut self, place: Option<Place>, message: impl Into<String>) -> &mut super::diagnostic::Diagnostic {
+    pub(super) fn report(&mut self, place: Option<Place>, message: impl Into<String>) -> &mut Diagnostic {
         match place {
             Some(place) => self.problems.report(place, message),
             None => self.problems.report_file(self.main, message),
         }
     }
 
-    fn clash(&mut self, place: Option<Place>, message: impl Into<String>, earlier: Option<Place>, text: &str) {
+    pub(super) fn clash(
+        &mut self,
+        place: Option<Place>,
+        message: impl Into<String>,
+        earlier: Option<Place>,
+        text: &str,
+    ) {
         match place {
             Some(place) => drop(self.problems.clash(place, message, earlier, text)),
             None => drop(self.problems.report_file(self.main, message)),
@@ -226,7 +235,12 @@ impl Check<'_> {
     }
 
     /// Checks that a target is given, is not one of ours and is not taken.
-    fn target(&mut self, key: &str, target: &At<Option<GuestPath>>, row: Option<Place>) -> Option<GuestPath> {
+    pub(super) fn target(
+        &mut self,
+        key: &str,
+        target: &At<Option<GuestPath>>,
+        row: Option<Place>,
+    ) -> Option<GuestPath> {
         let place = target.place.or(row);
         let Some(path) = &target.value else {
             if !target.is_set() {

@@ -250,7 +250,7 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         ownership: spec.users.ownership,
         root,
         mounts,
-        privileges: privileges::plan(&spec.security, namespaces, available(namespaces, facts)),
+        privileges: privileges::plan(&spec.security, &spec.devices, namespaces, available(namespaces, facts)),
         seccomp,
         cgroup: plan_cgroup(spec, facts.systemd, cgroup, layout),
         console: spec.console,
@@ -370,6 +370,12 @@ fn environment(spec: &MachineSpec, facts: &HostFacts) -> Vec<(String, String)> {
     list
 }
 
+/// Whether a path of the host is most likely a device, or a directory of them.
+fn is_device_path(path: &Path) -> bool {
+    let of_files = ["/dev/shm", "/dev/mqueue", "/dev/hugepages"];
+    path.starts_with("/dev") && !of_files.iter().any(|files| path.starts_with(files))
+}
+
 fn notes(spec: &MachineSpec, facts: &HostFacts, namespaces: Namespaces) -> Vec<String> {
     let mut notes = Vec::new();
     if !namespaces.user {
@@ -381,6 +387,10 @@ fn notes(spec: &MachineSpec, facts: &HostFacts, namespaces: Namespaces) -> Vec<S
     let missing = privileges::wanted(&spec.security, namespaces) & !available(namespaces, facts);
     if missing != 0 {
         notes.push(format!("this host cannot give: {}", privileges::names(missing).join(", ")));
+    }
+    if let Some(bind) = spec.binds.iter().find(|bind| is_device_path(&bind.source)) {
+        let source = bind.source.display();
+        notes.push(format!("a device that is bound, as '{source}', cannot be opened in the machine; use `[[device]]`"));
     }
     if !facts.overlay_layer_fds() && matches!(spec.root.source, RootSource::Overlay { .. }) {
         notes.push("Linux before 6.13: overlay layers are attached in a private mount namespace first".to_owned());

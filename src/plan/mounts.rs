@@ -5,10 +5,12 @@
 //! file. Masks and read-only views come right after what they cover, and are made by the host's user
 //! namespace, so that the payload's root can take none of them away.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use super::{Namespaces, OverlayPlan, upper_plan};
-use crate::spec::{Bind, GuestPath, Layout, MachineSpec, NetworkMode, Propagation, Tmpfs, Volatile};
+use crate::spec::{Bind, Device, GuestPath, Layout, MachineSpec, NetworkMode, Propagation, Tmpfs, Volatile};
 
 /// Where PID 1 of the machine sends its notifications.
 pub const NOTIFY_SOCKET: &str = "/run/host/notify";
@@ -105,7 +107,7 @@ pub enum ApiFs {
 #[serde(rename_all = "kebab-case")]
 pub struct Entry {
     /// Path below the tree's root.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What it is.
     pub node: Node,
 }
@@ -120,6 +122,8 @@ pub enum Node {
     Symlink(&'static str),
     /// A character device, mode 0666.
     Device(u32, u32),
+    /// A device of the host and the directories it is in.
+    Host(Device),
     /// A file with this text, mode 0444.
     Text(Text),
     /// A node nobody can use: mode 0.
@@ -183,10 +187,10 @@ pub(super) fn plan(spec: &MachineSpec, namespaces: Namespaces, layout: &Layout) 
         ops.push(MountOp::Tmpfs(Tmpfs { target: GuestPath::var(), size: None, mode: 0o755 }));
     }
     ops.extend([
-        tree("run", 0o755, true, vec![Entry { name: "host", node: Node::Directory(0o755) }]),
+        tree("run", 0o755, true, vec![entry("host", Node::Directory(0o755))]),
         run_host(),
         // Before the first that has to wait for what is made inside.
-        dev(),
+        dev(&spec.devices),
         tree("dev/shm", 0o1777, false, Vec::new()),
         MountOp::Api { fs: ApiFs::Proc, target: "proc" },
         MountOp::ReadOnly { targets: PROC_READ_ONLY, except: namespaces.network.then_some("proc/sys/net") },
@@ -243,13 +247,16 @@ fn requested(spec: &MachineSpec, layout: &Layout) -> Vec<MountOp> {
     list.into_iter().map(|(_, _, op)| op).collect()
 }
 
+fn entry(name: &'static str, node: Node) -> Entry {
+    Entry { name: Cow::Borrowed(name), node }
+}
+
 fn tree(target: &'static str, mode: u32, exec: bool, entries: Vec<Entry>) -> MountOp {
     MountOp::Tree { target, entries, read_only: false, mode, exec, devices: false }
 }
 
 /// `/run`, writable, and `/run/host`, which is not: what a guest may know of its host.
 fn run_host() -> MountOp {
-    let entry = |name, node| Entry { name, node };
     MountOp::Tree {
         target: "run/host",
         mode: 0o755,
@@ -275,10 +282,9 @@ fn run_host() -> MountOp {
     }
 }
 
-/// `/dev`: the nodes every program expects and nothing that reaches hardware.
-fn dev() -> MountOp {
-    let entry = |name, node| Entry { name, node };
-    let entries = vec![
+/// `/dev`: the nodes every program expects and nothing that reaches hardware but what the file asks for.
+fn dev(devices: &[Device]) -> MountOp {
+    let mut entries = vec![
         entry("null", Node::Device(1, 3)),
         entry("zero", Node::Device(1, 5)),
         entry("full", Node::Device(1, 7)),
@@ -296,7 +302,23 @@ fn dev() -> MountOp {
         entry("shm", Node::Directory(0o755)),
         entry("mqueue", Node::Directory(0o755)),
     ];
+    entries.extend(devices.iter().map(|device| {
+        let name = device.target.relative().trim_start_matches("dev/").to_owned();
+        Entry { name: Cow::Owned(name), node: Node::Host(device.clone()) }
+    }));
     MountOp::Tree { target: "dev", entries, read_only: false, mode: 0o755, exec: false, devices: true }
+}
+
+/// The devices of the host among the mounts, in the order of the file.
+pub fn devices(ops: &[MountOp]) -> impl Iterator<Item = &Device> {
+    let entries = ops.iter().filter_map(|op| match op {
+        MountOp::Tree { entries, .. } => Some(entries),
+        _ => None,
+    });
+    entries.flatten().filter_map(|entry| match &entry.node {
+        Node::Host(device) => Some(device),
+        _ => None,
+    })
 }
 
 impl MountOp {

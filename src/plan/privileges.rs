@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Namespaces;
-use crate::spec::{CAPABILITIES, Security};
+use crate::spec::{CAPABILITIES, Device, Permission, Security};
 
 /// Kept by every machine: what systemd-nspawn keeps.
 const DEFAULT: [&str; 25] = [
@@ -43,23 +43,29 @@ pub struct Privileges {
     pub capabilities: u64,
     /// Setuid programs have no effect.
     pub no_new_privileges: bool,
-    /// A filter on the control group lets only [`DEVICES`] be opened or made. With a user namespace the kernel
-    /// makes no device nodes anyway, and nodes of the tree have no effect.
+    /// A filter on the control group lets only [`DEVICES`] and those of the file be opened or made. With a user
+    /// namespace and nothing but [`DEVICES`] in `/dev` there is none to be had: the kernel makes no device nodes,
+    /// and nodes of the tree and of binds have no effect.
     pub device_filter: bool,
 }
 
-/// The character devices of a machine, by major and minor number: what `/dev` holds, and terminals.
-pub const DEVICES: [(u32, Option<u32>); 9] = [
-    (1, Some(3)),
-    (1, Some(5)),
-    (1, Some(7)),
-    (1, Some(8)),
-    (1, Some(9)),
-    (5, Some(0)),
-    (5, Some(1)),
-    (5, Some(2)),
-    (136, None),
+/// The character devices of every machine, by major and minor number: what `/dev` holds, and terminals.
+///
+/// A node of the host's console can be made, as tools do that make a tree, and not be opened: the machine's own is a
+/// terminal.
+pub const DEVICES: [(u32, Option<u32>, Permission); 9] = [
+    (1, Some(3), EVERYTHING),
+    (1, Some(5), EVERYTHING),
+    (1, Some(7), EVERYTHING),
+    (1, Some(8), EVERYTHING),
+    (1, Some(9), EVERYTHING),
+    (5, Some(0), EVERYTHING),
+    (5, Some(1), Permission { read: false, write: false, make: true }),
+    (5, Some(2), EVERYTHING),
+    (136, None, EVERYTHING),
 ];
+
+const EVERYTHING: Permission = Permission { read: true, write: true, make: true };
 
 fn serialize_names<S: serde::Serializer>(mask: &u64, s: S) -> Result<S::Ok, S::Error> {
     s.collect_seq(names(*mask))
@@ -94,11 +100,11 @@ pub fn wanted(security: &Security, namespaces: Namespaces) -> u64 {
 }
 
 /// What the payload gets: what is wanted and can be had.
-pub(super) fn plan(security: &Security, namespaces: Namespaces, available: u64) -> Privileges {
+pub(super) fn plan(security: &Security, devices: &[Device], namespaces: Namespaces, available: u64) -> Privileges {
     Privileges {
         capabilities: wanted(security, namespaces) & available,
         no_new_privileges: security.no_new_privileges,
-        device_filter: !namespaces.user,
+        device_filter: !namespaces.user || !devices.is_empty(),
     }
 }
 
@@ -142,7 +148,7 @@ mod tests {
     #[test]
     fn dropped_wins_over_added_and_the_host_limits_all() {
         let security = Security { capabilities_add: vec![39, 38], capabilities_drop: vec![38, 21], ..NONE };
-        let privileges = plan(&security, PRIVATE, !(1 << 39));
+        let privileges = plan(&security, &[], PRIVATE, !(1 << 39));
         assert_eq!(privileges.capabilities & (1 << 38 | 1 << 39 | 1 << 21), 0);
     }
 }

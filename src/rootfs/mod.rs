@@ -5,6 +5,7 @@
 //! of the tree.
 
 pub mod chown;
+pub mod devices;
 pub mod idmap;
 pub mod init;
 pub mod mounts;

@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
+use super::devices::HostDevice;
 use super::{Doing as _, Ids, Means, MountedTree, StepError, overlay};
 use crate::plan::mounts::{ApiFs, Dead, Entry, MountOp, Node, Text};
-use crate::spec::{Bind, BindIdmap, IdMapEntry, IdsOf, Propagation, Tmpfs};
+use crate::spec::{Bind, BindIdmap, Device, IdMapEntry, IdsOf, Propagation, Tmpfs};
+use crate::sys::bpf::Kind;
 use crate::sys::mount::{self, Attributes};
 use crate::sys::path::{RootFd, chown_at, make_node};
 use crate::sys::{self, Context as _, Errno, Error, socket};
@@ -65,6 +67,8 @@ pub struct Mounter<'a> {
     pub texts: &'a Texts,
     /// The opened directories of extra overlays, in their order in the list.
     pub overlays: &'a [MountedTree<'a>],
+    /// What the host's devices turned out to be.
+    pub devices: &'a [HostDevice],
     /// Makes user namespaces for binds.
     pub make_userns: &'a MakeUserns<'a>,
 }
@@ -253,12 +257,16 @@ impl Mounter<'_> {
     }
 
     fn entry(&self, dir: BorrowedFd<'_>, entry: &Entry, owner: u32) -> sys::Result<()> {
-        let name = entry.name;
+        let name = &*entry.name;
         match &entry.node {
             Node::Directory(mode) => make_node(dir, name, FileType::Directory, *mode, (0, 0), owner),
             Node::Device(major, minor) => {
                 make_node(dir, name, FileType::CharacterDevice, 0o666, (*major, *minor), owner)
             }
+            Node::Host(device) => match self.devices.iter().find(|found| found.target == device.target) {
+                Some(found) => make_device(dir, name, device, found, owner),
+                None => Ok(()),
+            },
             Node::Fifo => make_node(dir, name, FileType::Fifo, 0o600, (0, 0), owner),
             Node::Dead(kind) => {
                 let (kind, mode) = match kind {
@@ -344,12 +352,16 @@ impl Mounter<'_> {
             }
         };
         let stat = rustix::fs::fstat(&tree).call(|| "fstat".into()).doing(doing)?;
-        let directory = FileType::from_raw_mode(stat.st_mode).is_dir();
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let directory = kind.is_dir();
+        let is_device = matches!(kind, FileType::BlockDevice | FileType::CharacterDevice);
         let onto = self.mount_point(bind.target.relative(), !directory);
         let onto = onto.map_err(|e| StepError { doing: doing(), ..e })?;
         self.map_bind(bind, &tree, &stat, &onto).map_err(|cause| {
-            let hint = (cause.errno == Errno::EINVAL)
-                .then(|| "its file system cannot map ids; set `idmap = \"none\"` for this bind".to_owned());
+            let hint = (cause.errno == Errno::EINVAL).then(|| match is_device {
+                true => "a bound device could not be opened either; `[[device]]` gives one to a machine".to_owned(),
+                false => "its file system cannot map ids; set `idmap = \"none\"` for this bind".to_owned(),
+            });
             StepError { doing: doing(), cause: Some(cause), hint }
         })?;
         let mut attributes = Attributes { read_only: bind.read_only, ..Attributes::default() };
@@ -399,6 +411,25 @@ impl Mounter<'_> {
         mount::add_attributes(&tree, false, attributes).doing(doing)?;
         mount::attach(&tree, &onto).doing(doing)
     }
+}
+
+/// Makes the node of a device, and the directories it is in.
+///
+/// `first` is the id of the machine's root as the tree stores it. The device is told by its numbers alone, so that
+/// nothing of the host's file system has a say in it any more.
+fn make_device(dir: BorrowedFd<'_>, name: &str, device: &Device, found: &HostDevice, first: u32) -> sys::Result<()> {
+    for (end, _) in name.match_indices('/') {
+        match make_node(dir, &name[..end], FileType::Directory, 0o755, (0, 0), first) {
+            Err(e) if e.errno != Errno::EEXIST => return Err(e),
+            _ => {}
+        }
+    }
+    let kind = match found.kind {
+        Kind::Block => FileType::BlockDevice,
+        Kind::Character => FileType::CharacterDevice,
+    };
+    make_node(dir, name, kind, device.mode, (found.major, found.minor), 0)?;
+    chown_at(dir, name, first.saturating_add(device.uid), first.saturating_add(device.gid))
 }
 
 fn write_text(dir: BorrowedFd<'_>, name: &str, content: &str, owner: u32) -> sys::Result<()> {

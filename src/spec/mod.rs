@@ -4,6 +4,7 @@
 //! a host name. Every name the host sees because of a machine (cgroup, lock, directory) is built in
 //! [`Layout`], so that `reap` can find leftovers by name alone. Reads and writes nothing.
 
+mod device;
 mod layout;
 mod life;
 mod order;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use device::{Device, Permission};
 pub use layout::Layout;
 pub use life::{DURATION_UNITS, Ready, Restart, RestartPolicy, Span};
 pub use order::Order;
@@ -440,6 +442,7 @@ pub struct MachineSpec {
     pub binds: Vec<Bind>,
     pub tmpfs: Vec<Tmpfs>,
     pub overlays: Vec<ExtraOverlay>,
+    pub devices: Vec<Device>,
     pub users: Users,
     pub network: NetworkMode,
     pub security: Security,

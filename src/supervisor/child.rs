@@ -15,6 +15,7 @@ use super::handshake::{self, FromChild, FromOuter, ToInner};
 use super::stub;
 use crate::plan::Plan;
 use crate::plan::mounts::MountOp;
+use crate::rootfs::devices::HostDevice;
 use crate::rootfs::mounts::{ApiMounts, Mounter, Texts, attach_root, enter_root};
 use crate::rootfs::{Doing as _, Ids, Means, MountedTree, StepError, build, init};
 use crate::spec::{IdMapEntry, IdRange, IdsOf, InitKind, Payload};
@@ -33,6 +34,7 @@ pub(super) struct Setup<'a> {
     pub(super) overlays: &'a [MountedTree<'a>],
     pub(super) filter: &'a [FilterInsn],
     pub(super) texts: &'a Texts,
+    pub(super) devices: &'a [HostDevice],
     pub(super) notify: BorrowedFd<'a>,
     pub(super) run_dir: &'a std::path::Path,
     pub(super) environment: &'a [(String, String)],
@@ -128,6 +130,7 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
         notify: setup.notify,
         texts: setup.texts,
         overlays: setup.overlays,
+        devices: setup.devices,
         make_userns: &make_userns,
     }
     .run(&plan.mounts, &|| wait().map(|(api, _): &(ApiMounts, OwnedFd)| api))?;

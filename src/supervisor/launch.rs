@@ -14,9 +14,8 @@ use super::registration::Registering;
 use super::state::{Phase, State, has_executed, start_time};
 use super::{Job, MachineError};
 use crate::plan::TreePlan;
-use crate::plan::privileges::DEVICES;
 use crate::rootfs::mounts::Texts;
-use crate::rootfs::{Doing as _, StepError};
+use crate::rootfs::{Doing as _, StepError, devices};
 use crate::spec::{InitKind, MachineId, Ownership};
 use crate::sys::process::{self, Clone, Fork};
 use crate::sys::{self, Context as _, socket};
@@ -85,6 +84,7 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
         overlays: &overlays,
         filter: &prepared.filter,
         texts: &texts,
+        devices: &prepared.devices,
         notify: notify.as_fd(),
         run_dir: prepared.run_dir.path(),
         environment: &environment,
@@ -182,8 +182,10 @@ fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineErro
     }
     if prepared.job.plan.privileges.device_filter {
         // Not earlier: the outer child makes nodes that the payload may not.
-        prepared.group.allow_devices(&DEVICES).map_err(|cause| {
-            let hint = "a machine without a user namespace needs CONFIG_CGROUP_BPF in the host's kernel".into();
+        prepared.group.allow_devices(&devices::allowed(&prepared.devices)).map_err(|cause| {
+            let hint = "a machine without a user namespace or with `[[device]]` needs CONFIG_CGROUP_BPF in the host's \
+                        kernel"
+                .into();
             StepError {
                 doing: "cannot limit the machine to its own devices".into(),
                 cause: Some(cause),

@@ -15,9 +15,10 @@ use crate::bus::systemd1::Scope;
 use crate::cgroup::{self, MachineGroup};
 use crate::host::HostFacts;
 use crate::image::lock::{Beside, ImageLock};
-use crate::plan::mounts::MountOp;
+use crate::plan::mounts::{self, MountOp};
 use crate::plan::{IdPlan, OverlayPlan, Plan, TreePlan, UpperPlan, below_own};
 use crate::rootfs::chown;
+use crate::rootfs::devices::{self, HostDevice};
 use crate::rootfs::idmap::{self, IdRangeLock};
 use crate::rootfs::{Doing as _, HeldTree, StepError, Use};
 use crate::spec::{ID_RANGE_SIZE, IdRange, Layout, MachineName, Ownership, UserMode};
@@ -36,6 +37,8 @@ pub struct Prepared {
     pub(super) overlays: Vec<HeldTree>,
     pub(super) images: Vec<ImageLock>,
     pub(super) filter: Vec<FilterInsn>,
+    /// What the host's devices are, for this boot.
+    pub(super) devices: Vec<HostDevice>,
     pub(super) control: OwnedFd,
     pub(super) group: MachineGroup,
     /// Keeps the machine's scope until the supervisor is in it.
@@ -71,7 +74,7 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
         }
     };
     match prepare_rest(&job, &run_dir) {
-        Ok((ids, (held, overlays, images), filter, control, Group { group, scope, no_bus })) => Ok(Prepared {
+        Ok((devices, ids, (held, overlays, images), filter, control, Group { group, scope, no_bus })) => Ok(Prepared {
             job,
             run_dir,
             ids,
@@ -79,6 +82,7 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
             overlays,
             images,
             filter,
+            devices,
             control,
             group,
             scope,
@@ -99,7 +103,7 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
 }
 
 type Trees = (HeldTree, Vec<HeldTree>, Vec<ImageLock>);
-type Rest = (Option<IdRangeLock>, Trees, Vec<FilterInsn>, OwnedFd, Group);
+type Rest = (Vec<HostDevice>, Option<IdRangeLock>, Trees, Vec<FilterInsn>, OwnedFd, Group);
 
 fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     let plan = &job.plan;
@@ -109,6 +113,7 @@ fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     }
     let state_dir = job.layout.state_dir(&plan.name);
     make_private_dir(&state_dir).doing(|| "cannot make the machine's state directory".into())?;
+    let devices = devices::find(mounts::devices(&plan.mounts))?;
     let held = HeldTree::acquire_root(&plan.root, plan.namespaces.user)?;
     let mut overlays = Vec::new();
     for op in &plan.mounts {
@@ -127,7 +132,7 @@ fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     let control = listen(run_dir).doing(|| "cannot listen for requests".into())?;
     let owner = range.map_or(0, |r| r.shift);
     let group = Group::make(job, owner)?;
-    Ok((ids, (held, overlays, images), filter, control, group))
+    Ok((devices, ids, (held, overlays, images), filter, control, group))
 }
 
 /// Takes the locks by which systemd's tools and our own image verbs know that a tree is in use.
@@ -273,13 +278,14 @@ impl Prepared {
     /// Makes the control group anew for the next boot; ids, locks, sockets and console stay.
     pub(super) fn renew(mut self) -> Result<Self, MachineError> {
         let owner = self.range().map_or(0, |r| r.shift);
-        match self.group.renew(owner) {
-            Ok(()) => Ok(self),
-            Err(cause) => {
-                let doing = "cannot start the machine again".into();
+        let renewed = self.group.renew(owner).doing(|| "cannot start the machine again".into());
+        // What was plugged in anew has other numbers now.
+        match renewed.and_then(|()| devices::find(mounts::devices(&self.job.plan.mounts))) {
+            Ok(devices) => Ok(Self { devices, ..self }),
+            Err(error) => {
                 // The cause of the stop is what the user needs.
                 let _ = self.finish();
-                Err(StepError { doing, cause: Some(cause), hint: None }.into())
+                Err(error.into())
             }
         }
     }

@@ -13,6 +13,7 @@ mod daemon_enter;
 mod daemon_inspect;
 mod daemon_restart;
 mod daemon_transfer;
+mod devices;
 mod foreign;
 mod images;
 mod images_machined;
