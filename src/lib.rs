@@ -27,15 +27,15 @@
 //! | [`sys::inode`] | one file of an untrusted tree, looked at and changed through one descriptor |
 //! | [`sys::socket`], [`sys::lock`], [`sys::bpf`] | messages with descriptors; locks that end with us; the device filter |
 //! | [`sys::btrfs`], [`sys::block`] | subvolumes and their quotas; block devices |
-//! | [`host`] | [`HostFacts`](host::HostFacts): a few small reads, no privilege |
+//! | [`host`] | [`HostFacts`](host::HostFacts): a few small reads, no privilege; more of them for machines with limits |
 //! | [`bus`] | client of the system bus, in a child that cannot keep us waiting |
-//! | [`plan`] | pure: namespaces, ids, root, exec ([`plan::build`]); [`plan::mounts`], [`plan::privileges`], [`plan::seccomp`] |
+//! | [`plan`] | pure: namespaces, ids, root, exec ([`plan::build`]); [`plan::mounts`], [`plan::privileges`], [`plan::limits`], [`plan::seccomp`] |
 //! | [`config`] | files to definition: find, layer, check; every problem at once, with its place |
 //! | [`rootfs`] | holds the trees and makes the root; [`rootfs::mounts`] carries out the list below it |
 //! | [`rootfs::idmap`], [`rootfs::chown`] | picks, locks and remembers an id range; the last resort where maps do not work |
 //! | [`rootfs::devices`] | what the host's devices are, and what the machine's filter lets through |
 //! | [`rootfs::init`] | finds a tree's init and tells its kind |
-//! | [`cgroup`] | the machine's groups: make, freeze, kill, remove |
+//! | [`cgroup`], [`cgroup::limits`] | the machine's groups: make, freeze, kill, remove; keep within limits |
 //! | [`image`] | the image store: list, find, read in, change; the locks shared with systemd's tools |
 //! | [`supervisor`] | the life of a machine, with its diagram |
 //! | [`mod@supervisor::prepare`], [`supervisor::launch`], [`supervisor::life`] | take what the host gives; make the processes; the poll loop and the end |

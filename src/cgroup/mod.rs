@@ -7,6 +7,7 @@
 //! controllers for its children has no processes itself has the supervisor in `supervisor/`, too. Files that set limits stay the host's; only what
 //! `cgroups(7)` lists for delegation is given to the machine's root.
 
+pub mod limits;
 mod usage;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -11,7 +11,7 @@ use super::{ConsoleMode, ExecArguments, RunArguments, StartArguments, StopArgume
 use crate::bus::{SystemBus, machine1};
 use crate::daemon::Login;
 use crate::plan::{self, Plan};
-use crate::spec::{Layout, MachineName, UserMode};
+use crate::spec::{Layout, MachineName, Resources, UserMode};
 use crate::supervisor::console::{AttachEnd, Mode, attach};
 use crate::supervisor::control::{self, Answer, Request};
 use crate::supervisor::enter::{Target, attend};
@@ -23,8 +23,11 @@ use crate::{cgroup, config, host};
 /// Loads, checks and plans a machine.
 fn prepare(layout: &Layout, name: &str) -> Result<Job, Failure> {
     let loaded = config::load(layout, name)?;
-    let facts = host::probe().map_err(|e| Failure::call("cannot look at this host", &e))?;
-    let plan = plan::build(&loaded.spec, &facts, layout).map_err(|e| Failure::plan(loaded.spec.name.as_str(), &e))?;
+    let facts = host::probe_for(&loaded.spec.resources).map_err(|e| Failure::call("cannot look at this host", &e))?;
+    let plan = match plan::build(&loaded.spec, &facts, layout) {
+        Ok(plan) => plan,
+        Err(e) => return Err(Failure::plan(loaded, &e)),
+    };
     let definition = Some(std::path::absolute(&loaded.definition).unwrap_or(loaded.definition));
     if loaded.spec.users.mode == UserMode::Host {
         if facts.privileged {
@@ -36,6 +39,7 @@ fn prepare(layout: &Layout, name: &str) -> Result<Job, Failure> {
     Ok(Job {
         layout: layout.clone(),
         plan,
+        resources: loaded.spec.resources,
         facts,
         definition,
         console: Mode::Detached,
@@ -287,7 +291,8 @@ pub(super) fn stop(layout: &Layout, args: &StopArguments, quiet: bool) -> Result
             Some(Answer::Rebooted { .. }) => {
                 return Err(Failure::new(format!("machine '{name}' was rebooted instead")));
             }
-            Some(Answer::Ended { .. } | Answer::Accepted) | None => {}
+            // The last two are no answers to this.
+            Some(Answer::Ended { .. } | Answer::Accepted | Answer::Limited | Answer::NotLimited { .. }) | None => {}
         }
         say(quiet, &format!("Machine '{name}' has ended."));
         Ok(())
@@ -367,7 +372,9 @@ pub(super) fn reap(layout: &Layout, name: &str, quiet: bool) -> Result<(), Failu
     let name = machine_name(name)?;
     let facts = host::probe().map_err(|e| Failure::call("cannot look at this host", &e))?;
     // A definition that is gone or broken only leaves less to go by.
-    let spec = config::load(layout, name.as_str()).ok().map(|loaded| loaded.spec);
+    let mut spec = config::load(layout, name.as_str()).ok().map(|loaded| loaded.spec);
+    // Nor does a limit that this host cannot enforce keep anything.
+    spec.iter_mut().for_each(|spec| spec.resources = Resources::default());
     let found = match supervisor::reap(layout, &facts, &name, spec.as_ref()) {
         Ok(found) => found,
         Err(MachineError::AlreadyRunning(_)) => {

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::io::{IsTerminal as _, Write};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Loaded};
 use crate::image::ImageError;
 use crate::plan::PlanError;
 use crate::supervisor::MachineError;
@@ -101,8 +101,13 @@ impl Failure {
         Self { status: error.exit_status(), causes: sources(error), ..Self::new(error.to_string()) }
     }
 
-    pub(crate) fn plan(name: &str, error: &PlanError) -> Self {
-        let failure = Self { causes: vec![error.to_string()], ..Self::new(format!("cannot plan machine '{name}'")) };
+    /// A definition that this host cannot follow.
+    pub(crate) fn plan(loaded: Loaded, error: &PlanError) -> Self {
+        if let PlanError::Limits(unmet) = error {
+            return Self { status: status::FAILED, ..loaded.refuse(unmet).into() };
+        }
+        let doing = format!("cannot plan machine '{}'", loaded.spec.name);
+        let failure = Self { causes: vec![error.to_string()], ..Self::new(doing) };
         match error.hint() {
             Some(hint) => failure.hint(hint),
             None => failure,

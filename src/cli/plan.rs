@@ -39,8 +39,11 @@ pub(super) fn show(layout: &Layout, name: &str, origin: bool, json: bool) -> Res
 /// `machinist plan`
 pub(super) fn plan(layout: &Layout, name: &str, json: bool) -> Result<u8, Failure> {
     let loaded = config::load(layout, name)?;
-    let facts = host::probe().map_err(|e| Failure::call("cannot look at this host", &e))?;
-    let plan = plan::build(&loaded.spec, &facts, layout).map_err(|e| Failure::plan(loaded.spec.name.as_str(), &e))?;
+    let facts = host::probe_for(&loaded.spec.resources).map_err(|e| Failure::call("cannot look at this host", &e))?;
+    let plan = match plan::build(&loaded.spec, &facts, layout) {
+        Ok(plan) => plan,
+        Err(e) => return Err(Failure::plan(loaded, &e)),
+    };
     written(|out| if json { json_plan(&plan, out) } else { out.write_all(describe(&plan).as_bytes()) })
 }
 
@@ -104,6 +107,13 @@ pub fn describe(plan: &Plan) -> String {
         UnitPlan::Scope(unit) => format!(", of the scope {unit} that systemd makes"),
     };
     line("cgroup", &format!("{}{}/payload{whose}", plan.cgroup.mount.display(), plan.cgroup.group));
+    for (index, limit) in plan.limits.iter().enumerate() {
+        let or_not = if limit.optional { ", optional" } else { "" };
+        line(
+            if index == 0 { "limits" } else { "" },
+            &format!("{} in {} ({}{or_not})", limit.value, limit.file, limit.key),
+        );
+    }
     line("console", &describe_console(plan));
     line("exec", &describe_exec(plan));
     for (index, (key, value)) in plan.exec.environment.iter().enumerate() {

@@ -6,6 +6,7 @@ use super::device::DeviceTable;
 use super::diagnostic::Place;
 use super::life::{Delay, LimitTable, ReadyTable};
 use super::reader::{At, Entry, Keyed, NonEmpty, Reader, Rows, Setting, Value, table};
+use super::resources::{IoMaxTable, ResourcesTable};
 use super::units::{LogSize, Mode, Size, Timeout};
 use super::values::{
     Argument, CapabilityWord, CgroupPath, HostPath, InitWord, Line, ProfileName, SyscallWord, VariableName,
@@ -46,6 +47,8 @@ table! {
         "network" network: NetworkTable = NetworkTable::unset(),
         /// What the machine may do beyond or short of the default.
         "security" security: SecurityTable = SecurityTable::unset(),
+        /// What the machine may have of the host's memory, processors, tasks and disks; what is unset is not limited.
+        "resources" resources: ResourcesTable = ResourcesTable::unset(),
         /// What becomes of the console's output.
         "console" console: ConsoleTable = ConsoleTable::unset(),
         /// Where the machine's control group is.
@@ -328,6 +331,8 @@ const TABLES: &[(&str, &[&str])] = &[
     ("`[security]`", SecurityTable::KEYS),
     ("`capabilities` of `[security]`", CapabilitiesTable::KEYS),
     ("`seccomp` of `[security]`", SeccompTable::KEYS),
+    ("`[resources]`", ResourcesTable::KEYS),
+    ("`io-max` of `[resources]`", IoMaxTable::KEYS),
     ("`[console]`", ConsoleTable::KEYS),
     ("`[cgroup]`", CgroupTable::KEYS),
 ];

@@ -16,6 +16,7 @@ mod ids;
 mod layers;
 mod life;
 mod reader;
+mod resources;
 mod show;
 mod units;
 mod validate;
@@ -32,7 +33,8 @@ use std::path::PathBuf;
 pub use diagnostic::Diagnostic;
 pub use family::{Family, Member};
 
-use crate::spec::{Layout, MachineName, MachineSpec, WordError};
+use crate::spec::{Layout, MachineName, MachineSpec, Unmet, WordError};
+use diagnostic::{Place, Problems};
 
 /// A definition, understood.
 #[derive(Debug)]
@@ -47,6 +49,41 @@ pub struct Loaded {
     pub origins: Vec<Origin>,
     /// Every machine it names.
     links: Vec<family::Link>,
+    /// The files' texts and the places of the keys in them, for problems that only show elsewhere.
+    texts: Texts,
+}
+
+/// The texts of a definition's files.
+#[derive(Debug)]
+struct Texts {
+    problems: Problems,
+    places: Vec<(String, Place)>,
+    main: usize,
+}
+
+impl Texts {
+    /// Says of each limit that this host cannot enforce where it was set.
+    fn refuse(mut self, unmet: &[Unmet]) -> ConfigError {
+        for limit in unmet {
+            let message = limit.to_string();
+            let place = self.places.iter().find(|(known, _)| *known == limit.key).map(|(_, place)| *place);
+            let diagnostic = match place {
+                Some(place) => self.problems.report(place, message),
+                None => self.problems.report_file(self.main, message),
+            };
+            if let Some(hint) = &limit.hint {
+                diagnostic.hint(hint);
+            }
+        }
+        ConfigError::Diagnostics(self.problems.into_diagnostics())
+    }
+}
+
+impl Loaded {
+    /// The same for a whole definition, whose limits these are.
+    pub fn refuse(self, unmet: &[Unmet]) -> ConfigError {
+        self.texts.refuse(unmet)
+    }
 }
 
 /// The effective value of one key and where it comes from.
@@ -167,7 +204,9 @@ pub fn load(layout: &Layout, name_or_file: &str) -> Result<Loaded, ConfigError> 
         return Err(ConfigError::Diagnostics(problems.into_diagnostics()));
     };
     let links = family::links(&file.boot.value, &problems);
-    let origins = file.entries().into_iter().map(|entry| Origin {
+    let entries = file.entries();
+    let places = entries.iter().filter_map(|entry| Some((entry.key.clone(), entry.place?))).collect();
+    let origins = entries.into_iter().map(|entry| Origin {
         key: entry.key,
         value: entry.value,
         source: match entry.place {
@@ -178,9 +217,10 @@ pub fn load(layout: &Layout, name_or_file: &str) -> Result<Loaded, ConfigError> 
             }
         },
     });
+    let origins = origins.collect();
     let files = order.iter().map(|index| problems.file(*index).path.clone()).collect();
     let definition = problems.file(main).path.clone();
-    Ok(Loaded { spec, origins: origins.collect(), files, definition, links })
+    Ok(Loaded { spec, origins, files, definition, links, texts: Texts { problems, places, main } })
 }
 
 /// Every definition there is, by name; of those with the same name the strongest.

@@ -11,6 +11,7 @@ use serde_json::{Value as Json, json};
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Diagnostic, Place, Problems, escaped, nearest};
+use super::values::Complaint;
 
 /// A parsed value and where it stands.
 pub(super) type Value<'i> = toml::Spanned<DeValue<'i>>;
@@ -387,16 +388,27 @@ impl<T: Keyed> Setting for Rows<T> {
     }
 }
 
+/// A key that the user chooses.
+pub(super) trait MapKey: Ord {
+    /// Reads the key, or says why it is none.
+    fn parse(text: &str) -> Result<Self, Complaint>
+    where
+        Self: Sized;
+
+    /// The key as files have it.
+    fn text(&self) -> String;
+}
+
 /// A table whose keys the user chooses; a stronger file replaces single keys.
-impl<T: Setting> Setting for BTreeMap<super::values::VariableName, At<T>> {
+impl<K: MapKey, T: Setting> Setting for BTreeMap<K, At<T>> {
     fn read(value: &Value<'_>, reader: &mut Reader<'_>) -> Option<Self> {
         let table = reader.table(value)?;
         let mut read = Self::new();
         for (key, value) in table {
             let place = Place::new(reader.file, key.span());
-            match super::values::VariableName::parse(key.get_ref()) {
+            match K::parse(key.get_ref()) {
                 Ok(name) => {
-                    let text = name.as_str().to_owned();
+                    let text = name.text();
                     if let Some(item) = reader.below(&text, |reader| T::read(value, reader)) {
                         read.insert(name, At { value: item, place: Some(reader.place(value)) });
                     }
@@ -410,7 +422,7 @@ impl<T: Setting> Setting for BTreeMap<super::values::VariableName, At<T>> {
     }
 
     fn show(&self) -> Json {
-        Json::Object(self.iter().map(|(name, item)| (name.as_str().to_owned(), item.value.show())).collect())
+        Json::Object(self.iter().map(|(name, item)| (name.text(), item.value.show())).collect())
     }
 
     fn schema(generator: &mut SchemaGenerator) -> Schema {
@@ -426,7 +438,7 @@ impl<T: Setting> Setting for BTreeMap<super::values::VariableName, At<T>> {
             out.push(Entry { key: key.to_owned(), value: json!({}), place });
         }
         for (name, item) in self {
-            item.value.list(&format!("{key}.{}", name.as_str()), item.place, out);
+            item.value.list(&format!("{key}.{}", name.text()), item.place, out);
         }
     }
 }

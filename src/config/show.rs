@@ -47,17 +47,27 @@ impl Loaded {
             text.push_str(&format!("#   {}\n", file.display().to_string().escape_debug()));
         }
         text.push('\n');
+        let whole = self.to_json();
         let mut header = "";
+        let mut list = "";
         for origin in self.origins.iter().filter(|origin| !origin.value.is_null() && origin.key != "extends") {
             let (table, key) = origin.key.split_once('.').unwrap_or(("", &origin.key));
             if table != header {
-                header = table;
+                (header, list) = (table, "");
                 match table.split_once('[') {
                     Some((array, _)) => text.push_str(&format!("\n[[{array}]]\n")),
                     None => text.push_str(&format!("\n[{table}]\n")),
                 }
             }
-            text.push_str(&format!("{key} = {}\n", origin.text()));
+            // An array of tables inside a table goes on one line, or what follows it would be in it.
+            match key.split_once('[') {
+                Some((name, _)) if name == list => {}
+                Some((name, _)) => {
+                    list = name;
+                    text.push_str(&format!("{name} = {}\n", inline(&whole[table][name])));
+                }
+                None => text.push_str(&format!("{key} = {}\n", origin.text())),
+            }
         }
         text
     }

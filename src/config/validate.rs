@@ -54,6 +54,7 @@ pub(super) fn validate(
     let users = check.users(&file.users.value);
     let devices = check.devices(&file.device.value.0, users.mode);
     let security = check.security(&file.security.value);
+    let resources = file.resources.value.check(Place::new(main, 0..0), check.problems);
     let identity = &file.identity.value;
     let console = &file.console.value;
     Some(MachineSpec {
@@ -69,6 +70,7 @@ pub(super) fn validate(
         users,
         network: file.network.value.mode.value,
         security,
+        resources,
         console: Console { log: console.log.value, log_size: console.log_size.value.0.0 },
         cgroup_parent: file.cgroup.value.parent.value.as_ref().map(|path| path.as_str()[1..].to_owned()),
         name,

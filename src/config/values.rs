@@ -9,7 +9,7 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value as Json;
 
 use super::diagnostic::{nearest, quoted};
-use super::reader::{Reader, Setting, Value};
+use super::reader::{MapKey, Reader, Setting, Value};
 use crate::plan::seccomp::SyscallPolicy;
 use crate::spec::{
     CAPABILITIES, Clock, GuestPath, Hostname, ImageName, InitKind, Layer, MachineId, MachineName, NetworkMode,
@@ -30,6 +30,14 @@ impl Complaint {
 
     pub(super) fn why(self) -> String {
         self.why
+    }
+
+    /// Tells it of the value of the key that is being read.
+    pub(super) fn tell(self, value: &Value<'_>, reader: &mut Reader<'_>) {
+        let diagnostic = reader.bad(value, &self.why);
+        if let Some(hint) = self.hint {
+            diagnostic.hint(hint);
+        }
     }
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -70,10 +78,7 @@ pub(super) fn read_text<T>(
     match parse(text) {
         Ok(read) => Some(read),
         Err(complaint) => {
-            let diagnostic = reader.bad(value, &complaint);
-            if let Some(hint) = complaint.hint {
-                diagnostic.hint(hint);
-            }
+            complaint.tell(value, reader);
             None
         }
     }
@@ -189,6 +194,16 @@ checked_string! {
         let holds = word && !text.is_empty() && !text.starts_with(|c: char| c.is_ascii_digit());
         require(text, holds, "is no variable name: letters, digits and `_`, no digit first")
     }, {}
+}
+
+impl MapKey for VariableName {
+    fn parse(text: &str) -> Result<Self, Complaint> {
+        Self::parse(text)
+    }
+
+    fn text(&self) -> String {
+        self.0.clone()
+    }
 }
 
 checked_string! {

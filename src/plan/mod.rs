@@ -4,6 +4,7 @@
 //! prints it without root, tests compare it, and the supervisor's children carry it out word for word.
 //! Ids in a plan are the machine's own; whoever carries it out adds the shift of the range that was picked.
 
+pub mod limits;
 pub mod mounts;
 pub mod privileges;
 pub mod seccomp;
@@ -16,8 +17,9 @@ use serde::Serialize;
 use crate::host::{CgroupFacts, HostFacts};
 use crate::spec::{
     Clock, Console, IdRange, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Ownership, Payload, Ready,
-    Register, RestartPolicy, RootSource, Upper, UserMode, Volatile,
+    Register, RestartPolicy, RootSource, Unmet, Upper, UserMode, Volatile,
 };
+use limits::Limit;
 use mounts::MountOp;
 use seccomp::SyscallPolicy;
 
@@ -45,6 +47,9 @@ pub struct Plan {
     pub seccomp: SyscallPolicy,
     /// Its control group.
     pub cgroup: CgroupPlan,
+    /// What limits the payload's control group.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
     /// The kept console.
     pub console: Console,
     /// What runs as PID 1.
@@ -183,6 +188,8 @@ pub enum PlanError {
         /// The layer.
         lower: PathBuf,
     },
+    /// The host cannot enforce these limits; never empty.
+    Limits(Vec<Unmet>),
 }
 
 impl fmt::Display for PlanError {
@@ -190,6 +197,7 @@ impl fmt::Display for PlanError {
         match self {
             Self::NoCgroup2 => f.write_str("cgroup2 is not mounted on this host"),
             Self::OldKernel((a, b)) => write!(f, "the kernel is {a}.{b}, and machines need Linux 5.19 or later"),
+            Self::Limits(unmet) => f.write_str(&unmet.iter().map(Unmet::to_string).collect::<Vec<_>>().join("; ")),
             Self::UpperTwice(path) => write!(f, "two overlays write to the same directory '{}'", path.display()),
             Self::UpperInLower { upper, lower } if upper == lower => {
                 write!(f, "the directory '{}' is both a layer and the place for writes", upper.display())
@@ -216,7 +224,7 @@ impl PlanError {
                 Some("mount it: `mount -t cgroup2 cgroup2 /sys/fs/cgroup`; beside version 1, on a directory of its own")
             }
             Self::UpperInLower { .. } => Some("give `upper` a directory of its own outside of every layer"),
-            Self::OldKernel(_) | Self::UpperTwice(_) => None,
+            Self::OldKernel(_) | Self::UpperTwice(_) | Self::Limits(_) => None,
         }
     }
 }
@@ -237,6 +245,10 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
     check_uppers(&root, &mounts)?;
     let seccomp =
         SyscallPolicy { allow: spec.security.seccomp_allow.clone(), deny: spec.security.seccomp_deny.clone() };
+    let cgroup = plan_cgroup(spec, facts.systemd, cgroup, layout);
+    let (limits, mut unmet) = limits::plan(&spec.resources, &facts.limits, &cgroup.unit).map_err(PlanError::Limits)?;
+    let mut notes = notes(spec, facts, namespaces);
+    notes.append(&mut unmet);
     Ok(Plan {
         name: spec.name.clone(),
         register: spec.register,
@@ -252,7 +264,8 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         mounts,
         privileges: privileges::plan(&spec.security, &spec.devices, namespaces, available(namespaces, facts)),
         seccomp,
-        cgroup: plan_cgroup(spec, facts.systemd, cgroup, layout),
+        cgroup,
+        limits,
         console: spec.console,
         exec: Exec {
             payload: spec.boot.payload.clone(),
@@ -263,7 +276,7 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
             restart: spec.boot.restart,
             stop_timeout: spec.boot.stop_timeout.map(|t| t.as_secs()),
         },
-        notes: notes(spec, facts, namespaces),
+        notes,
     })
 }
 

@@ -8,6 +8,7 @@ mod device;
 mod layout;
 mod life;
 mod order;
+mod resources;
 mod words;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub use device::{Device, Permission};
 pub use layout::Layout;
 pub use life::{DURATION_UNITS, Ready, Restart, RestartPolicy, Span};
 pub use order::Order;
+pub use resources::{Amount, Bound, CpuTime, IoMax, NumberSet, ResourceKey, Resources, Unmet, Weight};
 pub use words::{GuestPath, Hostname, ImageName, MachineId, MachineName, WordError};
 
 /// Number of ids a machine's user namespace holds unless told otherwise: uid 0 up to `nobody`.
@@ -446,6 +448,7 @@ pub struct MachineSpec {
     pub users: Users,
     pub network: NetworkMode,
     pub security: Security,
+    pub resources: Resources,
     pub console: Console,
     /// Control group, relative to the cgroup2 mount (empty for its top), below which the machine's group is made;
     /// the group of the caller unless set.

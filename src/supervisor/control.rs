@@ -6,11 +6,15 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use super::limits::NewLimits;
 use crate::spec::{Layout, MachineName};
 use crate::sys::{self, Context as _, Errno, Error, socket};
 
 /// Name of the socket in the run directory.
 pub const SOCKET: &str = "control";
+
+/// Largest request; limits of many disks take this much.
+const MESSAGE: usize = 64 << 10;
 
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +29,8 @@ pub enum Request {
     },
     /// Stop in order and start again.
     Reboot,
+    /// Change the limits, for later boots of the machine, too.
+    Limit(Box<NewLimits>),
 }
 
 /// What is answered; the connection ends when the machine has.
@@ -44,6 +50,15 @@ pub enum Answer {
     Rebooted {
         /// It had to be killed.
         killed: bool,
+    },
+    /// The limits are as asked.
+    Limited,
+    /// A limit cannot be had, and all are as before.
+    NotLimited {
+        /// Which, and why.
+        why: String,
+        /// What the user can do about it.
+        hint: Option<String>,
     },
     /// It cannot be done.
     Refused(String),
@@ -67,7 +82,7 @@ pub fn send<T: Serialize>(connection: &OwnedFd, message: &T) -> sys::Result<()> 
 
 /// Receives one request or answer; `None` at the end.
 pub fn receive<T: serde::de::DeserializeOwned>(connection: &OwnedFd) -> sys::Result<Option<T>> {
-    let mut buffer = [0; 4096];
+    let mut buffer = vec![0; MESSAGE];
     let received = match socket::receive(connection, &mut buffer) {
         Err(e) if e.errno == Errno::ECONNRESET => return Ok(None),
         other => other?,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Job, MachineError};
 use crate::bus::systemd1::{self, Scope, ScopeRequest};
 use crate::bus::{BusError, SystemBus};
+use crate::cgroup::limits::{self, LimitError};
 use crate::cgroup::{self, MachineGroup};
 use crate::host::CgroupFacts;
 use crate::plan::{CgroupPlan, UnitPlan, below_own};
@@ -54,6 +55,29 @@ impl Group {
         };
         Ok(Self { group: group.map_err(doing)?, scope: None, no_bus: None })
     }
+}
+
+/// Keeps the machine within its limits; each start of the payload's group begins without.
+pub(super) fn limit(job: &Job, group: &MachineGroup) -> Result<(), StepError> {
+    let plan = &job.plan;
+    let doing = |e: LimitError| StepError {
+        doing: format!("cannot limit the machine by `resources.{}`", e.key),
+        hint: e.hint().map(Into::into),
+        cause: Some(e.cause),
+    };
+    if group.unit().is_none() {
+        limits::hand_down(&plan.cgroup.mount, group.path(), &plan.limits).map_err(doing)?;
+    }
+    for limit in &plan.limits {
+        match limits::set(group.path(), limit) {
+            Err(e) if limit.optional => {
+                let text = format!("machine '{}' is not limited by `resources.{}`: {}", plan.name, e.key, e.cause);
+                (job.on_warning)(&text);
+            }
+            other => other.map_err(doing)?,
+        }
+    }
+    Ok(())
 }
 
 /// The unit that we are the main process of becomes the machine's.

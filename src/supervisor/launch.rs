@@ -144,6 +144,8 @@ fn state(prepared: &Prepared, leader: i32, init: Option<String>, init_kind: Opti
         capabilities: plan.privileges.capabilities,
         no_new_privileges: plan.privileges.no_new_privileges,
         seccomp: plan.seccomp.clone(),
+        resources: prepared.job.resources.clone(),
+        limits: plan.limits.clone(),
         init,
         init_kind,
         root: match &plan.root.source {

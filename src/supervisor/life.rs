@@ -11,6 +11,7 @@ use super::MachineError;
 use super::console::{Event, Token};
 use super::control::{self, Answer};
 use super::enter::{self, Command, Stdio};
+use super::limits::{Changing, NewLimits};
 use super::prepare::Prepared;
 use super::service::ServiceManager;
 use super::state::{Phase, State};
@@ -54,6 +55,8 @@ pub(super) struct Running {
     waiting: Vec<OwnedFd>,
     /// Connections that have not said yet what they want.
     callers: Vec<Option<OwnedFd>>,
+    /// A change of its limits.
+    changing: Option<Changing>,
     trimmed: bool,
 }
 
@@ -109,6 +112,7 @@ enum Source {
     Listener,
     Caller(usize),
     StopCommand,
+    Limits,
     Console(Token),
 }
 
@@ -124,6 +128,7 @@ impl Running {
             stop: None,
             waiting: Vec::new(),
             callers: Vec::new(),
+            changing: None,
             trimmed: false,
         }
     }
@@ -147,6 +152,7 @@ impl Running {
                     Source::Listener => self.take_callers(),
                     Source::Caller(index) => self.hear(index),
                     Source::StopCommand => self.step_stop_command(),
+                    Source::Limits => self.conclude_change(),
                     Source::Console(token) => self.serve_console(token, flags),
                 }
             }
@@ -185,6 +191,7 @@ impl Running {
         );
         let command = self.stop.as_ref().and_then(|s| s.command.as_ref());
         list.extend(command.map(|c| (c.poll_fd(), read, Source::StopCommand)));
+        list.extend(self.changing.as_ref().map(|c| (c.poll_fd(), read, Source::Limits)));
         let mut console = Vec::new();
         if let Some(c) = &self.prepared.console {
             c.poll_fds(&mut console);
@@ -319,6 +326,30 @@ impl Running {
                 self.waiting.push(connection);
                 self.begin(Request::Reboot, None);
             }
+            control::Request::Limit(new) => self.begin_change(*new, connection),
+        }
+    }
+
+    /// Begins to change the limits, one change after the other.
+    fn begin_change(&mut self, new: NewLimits, asker: OwnedFd) {
+        let refuse = |asker: &OwnedFd, why: String| {
+            // Whoever went away does not need it.
+            let _ = control::send(asker, &Answer::Refused(why));
+        };
+        if self.changing.is_some() {
+            return refuse(&asker, "its limits are being changed by somebody else".into());
+        }
+        let Ok(kept) = asker.try_clone() else { return };
+        match Changing::begin(&self.prepared.job, &self.state, new, asker) {
+            Ok(changing) => self.changing = Some(changing),
+            Err(e) => refuse(&kept, e.to_string()),
+        }
+    }
+
+    fn conclude_change(&mut self) {
+        if let Some(changing) = self.changing.take() {
+            changing.conclude(&mut self.prepared.job, &mut self.state);
+            self.save();
         }
     }
 

@@ -22,6 +22,7 @@ mod group;
 pub mod handshake;
 pub mod launch;
 pub mod life;
+pub mod limits;
 pub mod prepare;
 mod registration;
 pub mod seal;
@@ -40,7 +41,7 @@ use crate::image;
 use crate::plan::{self, Plan, UnitPlan};
 use crate::rootfs::StepError;
 use crate::rootfs::idmap::{self, IdMapError};
-use crate::spec::{Layout, MachineName, MachineSpec, UserMode};
+use crate::spec::{Layout, MachineName, MachineSpec, Resources, UserMode};
 use crate::sys::{self, process};
 
 pub use life::Exit;
@@ -54,6 +55,8 @@ pub struct Job {
     pub layout: Layout,
     /// What to do.
     pub plan: Plan,
+    /// What its limits are asked to be; the plan has what that means on this host.
+    pub resources: Resources,
     /// What the host can do.
     pub facts: HostFacts,
     /// The file the machine is defined by.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Mode as FileMode;
 
 use super::console::{self, LogFile};
-use super::group::Group;
+use super::group::{self, Group};
 use super::registration::Unregistering;
 use super::state::{RunDir, RunDirError, make_private_dir};
 use super::{Job, MachineError, control};
@@ -132,6 +132,11 @@ fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     let control = listen(run_dir).doing(|| "cannot listen for requests".into())?;
     let owner = range.map_or(0, |r| r.shift);
     let group = Group::make(job, owner)?;
+    if let Err(e) = group::limit(job, &group.group) {
+        // The first failure is what the user needs; what stays is removed by the next start.
+        let _ = group.group.release();
+        return Err(e.into());
+    }
     Ok((devices, ids, (held, overlays, images), filter, control, group))
 }
 
@@ -280,6 +285,7 @@ impl Prepared {
         let owner = self.range().map_or(0, |r| r.shift);
         let renewed = self.group.renew(owner).doing(|| "cannot start the machine again".into());
         // What was plugged in anew has other numbers now.
+        let renewed = renewed.and_then(|()| group::limit(&self.job, &self.group));
         match renewed.and_then(|()| devices::find(mounts::devices(&self.job.plan.mounts))) {
             Ok(devices) => Ok(Self { devices, ..self }),
             Err(error) => {

@@ -16,8 +16,9 @@ use serde_json::{Value, json};
 
 use super::enter::{Rights, Target};
 use crate::cgroup;
+use crate::plan::limits::Limit;
 use crate::plan::seccomp::{self, SyscallPolicy};
-use crate::spec::{IdRange, InitKind, Layout, MachineName};
+use crate::spec::{IdRange, InitKind, Layout, MachineName, Resources};
 use crate::sys::{self, Context as _, Errno, Error, process};
 
 /// Where a machine is in its life.
@@ -79,6 +80,12 @@ pub struct State {
     pub no_new_privileges: bool,
     /// Changes to the system call filter.
     pub seccomp: SyscallPolicy,
+    /// What its limits are asked to be.
+    #[serde(default)]
+    pub resources: Resources,
+    /// What was written for them.
+    #[serde(default)]
+    pub limits: Vec<Limit>,
     /// Path of its init, if it has one.
     pub init: Option<String>,
     /// Kind of its init, if we know it.
@@ -209,6 +216,14 @@ fn open_dir(path: &Path) -> sys::Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty()).call(|| format!("open('{}')", path.display()))
 }
 
+/// Waits until nobody else changes a running machine's limits, and keeps others from it as long as the result lives.
+pub fn hold_limits(layout: &Layout, name: &MachineName) -> sys::Result<OwnedFd> {
+    let path = layout.run_dir(name);
+    let dir = open_dir(&path)?;
+    rustix::fs::flock(&dir, FlockOperation::LockExclusive).call(|| format!("flock('{}')", path.display()))?;
+    Ok(dir)
+}
+
 /// Reads the state of a machine whose supervisor lives; `None` if it is not running.
 pub fn read(layout: &Layout, name: &MachineName) -> sys::Result<Option<State>> {
     let path = layout.run_dir(name);
@@ -302,6 +317,8 @@ impl State {
         let mut value = serde_json::to_value(self).unwrap_or_default();
         if let Some(object) = value.as_object_mut() {
             object.remove("phase");
+            object.remove("resources");
+            object.insert("limits".into(), cgroup::limits::in_force(&self.cgroup, &self.limits));
             object.insert("state".into(), self.word().into());
             object.insert("usage".into(), serde_json::to_value(cgroup::usage(&self.cgroup)).unwrap_or_default());
         }

@@ -8,11 +8,29 @@ use std::path::Path;
 use insta::{Settings, assert_snapshot};
 use machinist::cli::plan::describe;
 use machinist::config;
-use machinist::host::{CgroupFacts, HostFacts};
+use machinist::host::{CgroupFacts, HostFacts, LimitFacts};
 use machinist::plan::{self, Plan, PlanError, UnitPlan};
-use machinist::spec::Layout;
+use machinist::spec::{Layout, NumberSet};
 
 use crate::config::files;
+
+fn words(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
+}
+
+/// A host with every controller.
+fn limits() -> LimitFacts {
+    LimitFacts {
+        controllers: words("cpu cpuset io memory pids hugetlb"),
+        unit_controllers: Vec::new(),
+        version1: Vec::new(),
+        memory: 8 << 30,
+        cpus: NumberSet::of_kernel("0-7"),
+        mems: NumberSet::of_kernel("0"),
+        huge_pages: vec![2 << 20, 1 << 30],
+        disks: [("/dev/vda".into(), Ok((254, 0))), ("/srv".into(), Ok((254, 16)))].into(),
+    }
+}
 
 /// Root on a current kernel, in a unit with a delegated group.
 fn privileged() -> HostFacts {
@@ -26,6 +44,7 @@ fn privileged() -> HostFacts {
             unit: Some("machinist@web.service".into()),
         }),
         systemd: true,
+        limits: LimitFacts { unit_controllers: words("cpu cpuset io memory pids hugetlb"), ..limits() },
         os_release: "ID=debian\nVERSION_ID=\"13\"\n".into(),
     }
 }
@@ -38,6 +57,7 @@ fn rootless() -> HostFacts {
         capabilities: 0,
         cgroup: Some(CgroupFacts { mount: "/sys/fs/cgroup/unified".into(), own: "/".into(), unit: None }),
         systemd: false,
+        limits: LimitFacts { controllers: words("cpu cpuset hugetlb memory pids"), version1: words("io"), ..limits() },
         os_release: String::new(),
     }
 }
@@ -116,4 +136,21 @@ fn hosts_that_cannot_make_machines_are_told_why() {
     assert_eq!(refused(&HostFacts { cgroup: None, ..privileged() }), PlanError::NoCgroup2);
     let old = refused(&HostFacts { kernel: (5, 18), ..privileged() });
     assert_eq!(old.to_string(), "the kernel is 5.18, and machines need Linux 5.19 or later");
+}
+
+#[test]
+fn limits_that_the_host_cannot_keep_are_shown_where_they_are_set() {
+    let layout = Layout::new("/");
+    let loaded = config::load(&layout, "tests/data/valid/limits.toml").unwrap_or_else(|e| panic!("{e}"));
+    let facts = HostFacts { limits: LimitFacts { controllers: words("hugetlb"), ..limits() }, ..rootless() };
+    let Err(PlanError::Limits(unmet)) = plan::build(&loaded.spec, &facts, &layout) else { panic!("it has no limits") };
+    let text = loaded.refuse(&unmet).render(false);
+    snapshot("limits", Path::new("unmet.toml"), &text);
+}
+
+#[test]
+fn a_machine_without_limits_says_nothing_of_them() {
+    let plan = planned(Path::new("machines/minimal.toml"), &privileged());
+    let json = serde_json::to_value(&plan).expect("JSON");
+    assert!(json.get("limits").is_none() && !describe(&plan).contains("limits"));
 }

@@ -19,6 +19,7 @@ mod images;
 mod images_machined;
 mod isolation;
 mod kills;
+mod limits;
 mod mounts;
 mod overlay;
 mod own;

@@ -2,9 +2,14 @@
 //!
 //! A handful of small reads, nothing that takes privilege, so that `machinist plan` works for everybody.
 
+mod limits;
+
 use std::path::{Path, PathBuf};
 
+use crate::spec::Resources;
 use crate::sys::{Context as _, Errno, Error, Result, read_text};
+
+pub use limits::LimitFacts;
 
 /// Bit of `CAP_SYS_ADMIN` (`capabilities(7)`).
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -23,6 +28,11 @@ pub struct CgroupFacts {
 }
 
 impl CgroupFacts {
+    /// Where a group is on the host.
+    pub fn path(&self, group: &str) -> PathBuf {
+        self.mount.join(group.trim_start_matches('/'))
+    }
+
     /// The group below which a machine's group is made: the one we run in, or the parent of a `supervisor`
     /// group that a service manager put us in (`DelegateSubgroup=`), or of the `.control` group where systemd runs
     /// `ExecStopPost=` of a delegated unit.
@@ -49,6 +59,8 @@ pub struct HostFacts {
     pub systemd: bool,
     /// cgroup2, if it is mounted anywhere.
     pub cgroup: Option<CgroupFacts>,
+    /// What it can limit; empty unless [`probe_for`] was asked.
+    pub limits: LimitFacts,
     /// The host's own os-release, as shown to machines in `/run/host/os-release`.
     #[serde(skip)]
     pub os_release: String,
@@ -93,8 +105,15 @@ pub fn probe() -> Result<HostFacts> {
         capabilities: capability_line(&status, "CapBnd:"),
         systemd: systemd_runs(),
         cgroup: probe_cgroup()?,
+        limits: LimitFacts::default(),
         os_release,
     })
+}
+
+/// Looks at the host for a machine with these limits.
+pub fn probe_for(resources: &Resources) -> Result<HostFacts> {
+    let facts = probe()?;
+    Ok(HostFacts { limits: LimitFacts::of(resources, facts.cgroup.as_ref()), ..facts })
 }
 
 fn read(path: &str) -> Result<String> {
@@ -137,7 +156,7 @@ fn probe_cgroup() -> Result<Option<CgroupFacts>> {
 fn delegated_unit(facts: &CgroupFacts) -> Option<String> {
     let group = facts.delegated();
     let unit = group.rsplit('/').next().filter(|name| name.ends_with(".service") || name.ends_with(".scope"))?;
-    let path = facts.mount.join(group.trim_start_matches('/'));
+    let path = facts.path(group);
     let marked = |mark: &str| {
         let mut value = [0; 8];
         rustix::fs::getxattr(&path, mark, &mut value).is_ok_and(|len| &value[..len] == b"1")
