@@ -194,6 +194,66 @@ const SYSVINIT_SERVICES: [&str; 18] = [
     "nothing is left of them",
 ];
 
+/// Of `scripts/package`.
+const PACKAGE: [&str; 29] = [
+    "the package installs",
+    "nothing is enabled",
+    "and nothing runs",
+    "every verb has a page",
+    "and the machine file",
+    "shells complete it",
+    "one file and one command make a machine",
+    "systemd-machined knows it",
+    "the package is installed anew",
+    "the machine went on",
+    "the machine is written to",
+    "a second owner of machine1 is refused beside systemd-container",
+    "systemd-container is removed",
+    "now it is taken",
+    "machines have a target still",
+    "the bus starts our daemon as machine1",
+    // The host reboots.
+    "the machine is up by a target of ours after a reboot of the host",
+    "with what was written",
+    "our daemon knows it",
+    "a restart of it is seen",
+    "the packages are removed",
+    "no process is left",
+    "the definition is",
+    "what the machine wrote is",
+    "the settings are until they are purged",
+    "the packages are purged",
+    "the definition is there even then",
+    "and what the machine wrote",
+    "and nothing else of ours",
+];
+
+/// Of `scripts/services`.
+const SERVICES: [&str; 21] = [
+    "the packages install",
+    "nothing runs",
+    "the daemon starts",
+    "its status says so",
+    "both machines start",
+    "their status says so",
+    "machine1 knows both",
+    "the daemon restarts",
+    "it knows both",
+    "it stops",
+    "no machine noticed",
+    "the bus starts it again",
+    "the machines stop",
+    "that is their status",
+    "a daemon that cannot serve is a service that does not start",
+    "both services are enabled",
+    // The host reboots.
+    "both machines are up after a reboot of the host",
+    "and known",
+    "the packages are removed",
+    "no process is left",
+    "what the machines wrote is",
+];
+
 #[test]
 fn machines_live_on_a_host_with_systemd() {
     Vm::new(SYSTEMD).claims("life", &LIFE);
@@ -232,4 +292,14 @@ fn machines_of_others_get_scopes_of_systemd() {
 #[test]
 fn init_scripts_run_machines_and_the_daemon() {
     Vm::new(SYSVINIT).claims("sysvinit", &SYSVINIT_SERVICES);
+}
+
+#[test]
+fn a_package_is_enough_for_machines_that_start_with_the_host() {
+    Vm::with_packages(SYSTEMD).claims("package", &PACKAGE);
+}
+
+#[test]
+fn a_package_brings_services_without_systemd() {
+    Vm::with_packages(SYSVINIT).claims("services", &SERVICES);
 }

@@ -1,12 +1,17 @@
 //! Runs a script on a virtual machine and compares what it claims with what it must.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::UNIX_EPOCH;
 
 /// systemd as PID 1, with systemd-machined, a bus and polkit.
 pub(crate) const SYSTEMD: &str = "trixie-systemd-host";
 /// sysvinit as PID 1, with a bus.
 pub(crate) const SYSVINIT: &str = "trixie-sysvinit-host";
+
+/// Seconds for a host, with its reboots: several times what it takes when nothing else runs. Less than nextest allows.
+const LIMIT: u32 = 840;
 
 /// A host that is about to be booted.
 pub(crate) struct Vm {
@@ -19,11 +24,17 @@ impl Vm {
     /// A host with the program that was built beside this test and what else an installation takes, and with what the
     /// scripts share.
     pub(crate) fn new(host: &'static str) -> Self {
-        let vm = Self { host, files: Vec::new(), limit: 420 };
+        let vm = Self { host, files: Vec::new(), limit: LIMIT };
         vm.file(env!("CARGO_BIN_EXE_machinist"), "/usr/src/machinist/target/release/machinist")
             .file("packaging", "/usr/src/machinist/packaging")
             .file("units", "/usr/src/machinist/units")
             .file("tests/vm/scripts/claims", "/usr/lib/vm-tests/claims")
+    }
+
+    /// A host with Debian packages of the program in `/usr/src/packages`, and with what the scripts share.
+    pub(crate) fn with_packages(host: &'static str) -> Self {
+        let vm = Self { host, files: Vec::new(), limit: LIMIT };
+        vm.file(packages(), "/usr/src/packages").file("tests/vm/scripts/claims", "/usr/lib/vm-tests/claims")
     }
 
     /// Puts a file or directory, of the source or anywhere, at a path of the host.
@@ -52,4 +63,33 @@ impl Vm {
 
 fn source(path: impl AsRef<Path>) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Directory of the Debian packages of what is in the source now and of the program beside this test. They are built by
+/// the first test that asks, and are there for the next.
+fn packages() -> PathBuf {
+    let inputs = ["packaging", "units", "machines", "README.md", env!("CARGO_BIN_EXE_machinist")];
+    let entries = inputs.iter().flat_map(|input| walkdir::WalkDir::new(source(input)));
+    let changed =
+        entries.map(|entry| entry.expect("readable").metadata().expect("metadata").modified().expect("a time"));
+    let age = changed.max().expect("files").duration_since(UNIX_EPOCH).expect("after 1970").as_nanos();
+    let beside = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let dir = beside.join(format!("packages-{age}"));
+    if !dir.is_dir() {
+        for old in fs::read_dir(beside).expect("readable").map(|entry| entry.expect("entry").path()) {
+            if old != dir && old.file_name().is_some_and(|name| name.to_string_lossy().starts_with("packages-")) {
+                fs::remove_dir_all(&old).expect("remove packages of an older program");
+            }
+        }
+        let new = tempfile::tempdir_in(beside).expect("temporary directory");
+        let mut command = Command::new(source("packaging/deb/build"));
+        command.args(["--program", env!("CARGO_BIN_EXE_machinist"), "--output"]).arg(new.path());
+        // Unpacking is what takes time in a virtual machine.
+        let output = command.env("DPKG_DEB_COMPRESSOR_TYPE", "none").output().expect("run packaging/deb/build");
+        assert!(output.status.success(), "{output:?}");
+        // Another test may have been quicker.
+        let moved = fs::rename(new.path(), &dir);
+        assert!(moved.is_ok() || dir.is_dir(), "{moved:?}");
+    }
+    dir
 }
