@@ -35,7 +35,7 @@
 //! | [`rootfs::idmap`], [`rootfs::chown`] | picks, locks and remembers an id range; the last resort where maps do not work |
 //! | [`rootfs::devices`] | what the host's devices are, and what the machine's filter lets through |
 //! | [`rootfs::init`] | finds a tree's init and tells its kind |
-//! | [`cgroup`], [`cgroup::limits`] | the machine's groups: make, freeze, kill, remove; keep within limits |
+//! | [`cgroup`], [`cgroup::limits`] | the machine's groups: make, freeze, kill, remove; keep within limits; what they use ([`cgroup::usage`]) |
 //! | [`image`] | the image store: list, find, read in, change; the locks shared with systemd's tools |
 //! | [`supervisor`] | the life of a machine, with its diagram |
 //! | [`mod@supervisor::prepare`], [`supervisor::launch`], [`supervisor::life`] | take what the host gives; make the processes; the poll loop and the end |

@@ -14,6 +14,7 @@ pub mod output;
 pub mod plan;
 mod remote;
 mod stats;
+mod top;
 mod transfer;
 
 use std::path::PathBuf;
@@ -79,6 +80,11 @@ enum Verb {
     /// which some or all tasks waited. `cpu-percent` is of one processor. What this host does not account for, or does not
     /// limit, is null.
     Stats(stats::StatsArguments),
+    /// Show what machines use as it changes, in a table that fills the terminal
+    ///
+    /// The keys that change the order are at the bottom, and ? explains keys and columns. Where there is not room for all
+    /// columns the least important ones are left out.
+    Top(top::TopArguments),
     /// Attach to a machine's console
     Console {
         /// The machine
@@ -352,6 +358,7 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::List(args) => look::list(layout, &args),
         Verb::Status(args) => look::status(layout, &args),
         Verb::Stats(args) => stats::stats(layout, &args),
+        Verb::Top(args) => top::top(layout, &args),
         Verb::Console { name, read_only } => machine::console(layout, &name, read_only),
         Verb::Logs { name, follow, lines } => look::logs(layout, &name, follow, lines),
         Verb::Bind(args) => transfer::bind(layout, args),

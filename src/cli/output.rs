@@ -55,6 +55,11 @@ impl Failure {
         self
     }
 
+    /// What failed and why, where there is only one line for it.
+    pub(crate) fn line(&self) -> String {
+        std::iter::once(&self.message).chain(&self.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
+    }
+
     /// The failure as a background supervisor sends it to `start`.
     pub(crate) fn to_wire(&self) -> Vec<u8> {
         serde_json::to_vec(&(self.status, &self.message, &self.causes, &self.hint)).unwrap_or_default()

@@ -33,5 +33,6 @@ mod stage;
 mod stats;
 #[allow(dead_code, reason = "used as more tests come")]
 mod support;
+mod top;
 mod varlink;
 mod verbs;

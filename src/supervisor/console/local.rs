@@ -194,7 +194,7 @@ impl Sink {
 /// `O_NONBLOCK` belongs to the open file, which we share with the caller's shell; setting it there would break
 /// the shell after us. So terminals and pipes are opened anew. A regular file is not (that would lose its
 /// position and `O_APPEND`), nor can a socket be.
-fn reopen(fd: BorrowedFd<'_>, access: OFlags) -> Result<(OwnedFd, bool)> {
+pub fn reopen(fd: BorrowedFd<'_>, access: OFlags) -> Result<(OwnedFd, bool)> {
     let stat = rustix::fs::fstat(fd).call(|| format!("fstat(descriptor {})", fd.as_raw_fd()))?;
     if isatty(fd) || FileType::from_raw_mode(stat.st_mode).is_fifo() {
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());

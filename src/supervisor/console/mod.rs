@@ -29,6 +29,7 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use rustix::termios::{Termios, Winsize, isatty, tcgetattr, tcsetwinsize};
 
 pub use self::attach::{AttachEnd, attach};
+pub use self::local::reopen;
 pub use self::log::LogFile;
 pub use self::show::{Shown, print_log};
 pub(super) use self::terminal::Escape;
