@@ -6,6 +6,7 @@
 
 pub mod limits;
 pub mod mounts;
+pub mod order;
 pub mod privileges;
 pub mod seccomp;
 
