@@ -17,8 +17,8 @@ use super::{BusError, Errand, LIMIT, SystemBus, call, failed, local, open};
 use crate::sys::process::{self, Clone, Fork};
 use crate::sys::{self, Context as _, Errno, Error, read_text};
 
-const NAME: &str = "org.freedesktop.systemd1";
-const MANAGER: (&str, &str, &str) = (NAME, "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager");
+pub(super) const NAME: &str = "org.freedesktop.systemd1";
+pub(super) const MANAGER: (&str, &str, &str) = (NAME, "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager");
 
 /// The signal with which a scope of ours is asked to stop.
 ///
@@ -137,14 +137,14 @@ async fn allocate(bus: &zbus::Connection, request: &ScopeRequest<'_>) -> Result<
     }
 }
 
-async fn listen(bus: &zbus::Connection, member: &'static str) -> Result<MessageStream, BusError> {
+pub(super) async fn listen(bus: &zbus::Connection, member: &'static str) -> Result<MessageStream, BusError> {
     let rule = MatchRule::builder().msg_type(Type::Signal).sender(NAME).interface(MANAGER.2).member(member);
     let rule = rule.build().map_err(|e| failed(member, &e))?;
     MessageStream::for_match_rule(rule, bus, None).await.map_err(|e| failed(member, &e))
 }
 
 /// What the next signal carries.
-async fn next<T>(signals: &mut MessageStream) -> Result<T, BusError>
+pub(super) async fn next<T>(signals: &mut MessageStream) -> Result<T, BusError>
 where
     T: DeserializeOwned + zbus::Type,
 {

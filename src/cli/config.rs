@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::config::{self, ConfigError, Loaded, Origin, OriginSource};
+use crate::config::{self, ConfigError, Family, Loaded, Origin, OriginSource};
 use crate::spec::Layout;
 
 /// Narrowest that a value is cut to, however small the terminal.
@@ -79,20 +79,33 @@ pub fn check(
         }
     }
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-    for name in &names {
-        match config::load(layout, name) {
-            Ok(loaded) => {
-                let files: Vec<String> = loaded.files.iter().map(|file| file.display().to_string()).collect();
-                writeln!(out, "ok   {name:width$}  {}", files.join(" + "))?;
-            }
-            Err(error) => {
-                bad += 1;
-                writeln!(errors, "{}\n", error.render(color))?;
-                let problems = match &error {
-                    ConfigError::Diagnostics(found) if found.len() > 1 => format!("{} problems", found.len()),
-                    _ => "1 problem".to_owned(),
-                };
-                writeln!(out, "bad  {name:width$}  {problems}")?;
+    // Two files may have one machine's name and are looked at apart; all definitions are one family.
+    let groups: Vec<&[String]> = if names_or_files.is_empty() { vec![&names] } else { names.chunks(1).collect() };
+    for group in groups {
+        let (family, asked) = Family::gather(layout, group);
+        let graph = super::start::graph(&family);
+        for (name, asked) in group.iter().zip(asked) {
+            let machine =
+                asked.and_then(|name| graph.circle(&name).map_or(Ok(name), |circle| Err(family.circle(&circle))));
+            let member = machine.as_ref().map(|machine| family.get(machine));
+            match member.and_then(|member| member.map(|m| m.loaded.as_ref().map(|loaded| (m, loaded))).transpose()) {
+                Ok(Some((member, loaded))) => {
+                    for warning in &member.warnings {
+                        writeln!(errors, "warning: {warning}\n")?;
+                    }
+                    let files: Vec<String> = loaded.files.iter().map(|file| file.display().to_string()).collect();
+                    writeln!(out, "ok   {name:width$}  {}", files.join(" + "))?;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    bad += 1;
+                    writeln!(errors, "{}\n", error.render(color))?;
+                    let problems = match error {
+                        ConfigError::Diagnostics(found) if found.len() > 1 => format!("{} problems", found.len()),
+                        _ => "1 problem".to_owned(),
+                    };
+                    writeln!(out, "bad  {name:width$}  {problems}")?;
+                }
             }
         }
     }

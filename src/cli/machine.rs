@@ -1,27 +1,27 @@
 //! The verbs that start, stop and enter machines.
 
 use std::io::IsTerminal as _;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::enter::{self as face, ExecArgs, ShellArgs};
 use super::look::machine_name;
-use super::output::{self, Failure, say, status};
-use super::{ConsoleMode, ExecArguments, RunArguments, StartArguments, StopArguments, key_values, remote};
+use super::output::{self, Failure, Failures, say, status};
+use super::{ConsoleMode, ExecArguments, RunArguments, carried, key_values, remote};
 use crate::bus::{SystemBus, machine1};
 use crate::daemon::Login;
-use crate::plan::{self, Plan};
+use crate::plan;
 use crate::spec::{Layout, MachineName, Resources, UserMode};
 use crate::supervisor::console::{AttachEnd, Mode, attach};
 use crate::supervisor::control::{self, Answer, Request};
 use crate::supervisor::enter::{Target, attend};
 use crate::supervisor::state::{self, State};
 use crate::supervisor::{self, Job, MachineError, Prepared, seal};
-use crate::sys::process::{self, Clone as CloneHow, Fork};
+use crate::sys::process;
 use crate::{cgroup, config, host};
 
 /// Loads, checks and plans a machine.
-fn prepare(layout: &Layout, name: &str) -> Result<Job, Failure> {
+pub(super) fn prepare(layout: &Layout, name: &str) -> Result<Job, Failure> {
     let loaded = config::load(layout, name)?;
     let facts = host::probe_for(&loaded.spec.resources).map_err(|e| Failure::call("cannot look at this host", &e))?;
     let plan = match plan::build(&loaded.spec, &facts, layout) {
@@ -65,12 +65,17 @@ fn chown_progress(done: Option<u64>) {
     }
 }
 
-fn cannot_start(plan: &Plan) -> String {
-    format!("cannot start machine '{}'", plan.name)
+pub(super) fn cannot_start(name: &MachineName) -> String {
+    format!("cannot start machine '{name}'")
 }
 
 /// `machinist run`
 pub(super) fn run(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Failure> {
+    // Whoever asked the service manager to start the unit has no other way to read why it failed.
+    run_here(layout, args, quiet).inspect_err(|failure| supervisor::tell_manager(&failure.line()))
+}
+
+fn run_here(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Failure> {
     let mut job = prepare(layout, &args.name)?;
     job.console = match args.console {
         None => Mode::of_stdio(),
@@ -84,13 +89,15 @@ pub(super) fn run(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u
     };
     let for_service_manager = args.console == Some(ConsoleMode::None);
     let name = job.plan.name.clone();
-    let doing = cannot_start(&job.plan);
+    let doing = cannot_start(&name);
     let talk = !quiet && job.console == Mode::Interactive;
     say(!talk, &format!("Starting machine '{name}'. Press ^] three times within 1s to stop it."));
     let exit = supervisor::prepare(job).and_then(Prepared::run).map_err(|e| Failure::machine(&doing, &e))?;
     if exit.killed {
+        supervisor::tell_manager(carried::KILLED);
         output::warn(&format!("machine '{name}' did not stop in time and was killed"));
     } else {
+        supervisor::tell_manager(&format!("Machine ended with status {}.", exit.status));
         say(!talk, &format!("Machine '{name}' has ended."));
     }
     // Units restart what ends with this status (`RestartForceExitStatus=`); it is not the payload's to say.
@@ -98,119 +105,11 @@ pub(super) fn run(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u
     Ok(if means_reboot { status::FAILED } else { exit.status })
 }
 
-/// `machinist start`
-pub(super) fn start(layout: &Layout, args: &StartArguments, quiet: bool) -> Result<u8, Failure> {
-    // The supervisor outlives its caller, whose pipes and locks must not wait for it.
-    process::close_all_except(&[]).map_err(|e| Failure::call("cannot close the caller's files", &e))?;
-    each(&args.names, |name| start_one(layout, name, args.no_wait, quiet))
-}
-
-/// Starts a background supervisor and waits for its word.
-fn start_one(layout: &Layout, name: &str, no_wait: bool, quiet: bool) -> Result<(), Failure> {
-    if !no_wait {
-        let spinner = Spinner::new(quiet, format!("starting machine '{name}'"));
-        let done = remote::start(layout, name);
-        spinner.clear();
-        if let Some(result) = done {
-            result?;
-            say(quiet, &format!("Machine '{name}' is running."));
-            return Ok(());
-        }
-    }
-    let mut job = prepare(layout, name)?;
-    let doing = cannot_start(&job.plan);
-    let call = |e: &crate::sys::Error| Failure::call(doing.clone(), e);
-    if no_wait {
-        job.plan.exec.ready = crate::spec::Ready::Started;
-    }
-    job.background = true;
-    let name = job.plan.name.clone();
-    let prepared = supervisor::prepare(job).map_err(|e| Failure::machine(&doing, &e))?;
-    let ours = match go_to_background(prepared, &doing) {
-        Ok(ours) => ours,
-        Err(failed) => {
-            let (e, prepared) = *failed;
-            // The first failure is what the user needs.
-            let _ = prepared.abandon();
-            return Err(call(&e));
-        }
-    };
-    // The next machine's supervisor must not inherit this one's locks. Nothing of ours is open but the socket.
-    process::close_all_except(&[ours.as_fd()]).map_err(|e| call(&e))?;
-    let spinner = Spinner::new(quiet, format!("starting machine '{name}'"));
-    let mut buffer = vec![0; 16 << 10];
-    let received = crate::sys::socket::receive(&ours, &mut buffer).map_err(|e| call(&e))?;
-    spinner.clear();
-    match buffer.get(..received.len) {
-        Some(word) if word.starts_with(b"ready") => {
-            String::from_utf8_lossy(word).lines().skip(1).for_each(output::warn);
-            say(quiet, &format!("Machine '{name}' is running."));
-            Ok(())
-        }
-        Some([]) | None => Err(Failure::new(doing)
-            .hint(format!("its supervisor ended without a word; `machinist logs {name}` may tell why"))),
-        Some(failure) => Err(Failure::from_wire(failure)),
-    }
-}
-
-/// Hands the machine to a supervisor of its own, born in its own control group, and gives a socket on which it
-/// reports.
-fn go_to_background(mut prepared: Prepared, doing: &str) -> Result<OwnedFd, Box<(crate::sys::Error, Prepared)>> {
-    let made = prepared.supervisor_group().and_then(|group| Ok((group, crate::sys::socket::pair()?)));
-    let (group, (ours, theirs)) = match made {
-        Ok(made) => made,
-        Err(e) => return Err(Box::new((e, prepared))),
-    };
-    match process::clone3(CloneHow { cgroup: Some(group.as_fd()), ..CloneHow::default() }) {
-        Ok(Fork::Child) => {
-            drop(ours);
-            let wire = theirs.try_clone();
-            prepared.report_to(theirs);
-            background(prepared, doing, wire.ok())
-        }
-        Ok(Fork::Parent(..)) => {
-            // Everything it holds, locks included, belongs to the supervisor now.
-            std::mem::forget(prepared);
-            Ok(ours)
-        }
-        Err(e) => Err(Box::new((e, prepared))),
-    }
-}
-
-/// Becomes the background supervisor: own session, no terminal, and a word to whoever waits.
-fn background(prepared: Prepared, doing: &str, wire: Option<OwnedFd>) -> ! {
-    let name = prepared.name().clone();
-    let failure = if nix::unistd::setsid().is_ok() && to_dev_null() {
-        match prepared.run() {
-            Ok(exit) => Failure::new(doing)
-                .cause(format!("it ended with status {} before it was ready", exit.status))
-                .hint(format!("`machinist logs {name}` shows what it said")),
-            Err(e) => Failure::machine(doing, &e),
-        }
-    } else {
-        // What stays is removed by the next start.
-        let _ = prepared.abandon();
-        Failure::new(doing).hint("cannot leave the terminal")
-    };
-    if let Some(wire) = wire {
-        // Read only while `start` waits; later it goes nowhere.
-        let _ = crate::sys::socket::send(&wire, &failure.to_wire(), &[]);
-    }
-    process::exit_now(0)
-}
-
-fn to_dev_null() -> bool {
-    let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") else { return false };
-    rustix::stdio::dup2_stdin(&null).is_ok()
-        && rustix::stdio::dup2_stdout(&null).is_ok()
-        && rustix::stdio::dup2_stderr(&null).is_ok()
-}
-
 /// A spinner on a terminal, nothing elsewhere.
-struct Spinner(Option<indicatif::ProgressBar>);
+pub(super) struct Spinner(Option<indicatif::ProgressBar>);
 
 impl Spinner {
-    fn new(quiet: bool, text: String) -> Self {
+    pub(super) fn new(quiet: bool, text: String) -> Self {
         if quiet || !std::io::stderr().is_terminal() {
             return Self(None);
         }
@@ -219,7 +118,7 @@ impl Spinner {
         Self(Some(bar))
     }
 
-    fn clear(self) {
+    pub(super) fn clear(self) {
         if let Some(bar) = self.0 {
             bar.finish_and_clear();
         }
@@ -228,15 +127,13 @@ impl Spinner {
 
 /// Does `work` for every name and fails at the end if any failed; all but the last failure are printed at once.
 pub(super) fn each(names: &[String], mut work: impl FnMut(&str) -> Result<(), Failure>) -> Result<u8, Failure> {
-    let mut last = None;
+    let mut failures = Failures::default();
     for name in names {
-        if let Err(failure) = work(name)
-            && let Some(earlier) = last.replace(failure)
-        {
-            output::report(&earlier);
+        if let Err(failure) = work(name) {
+            failures.add(failure);
         }
     }
-    last.map_or(Ok(status::OK), Err)
+    failures.result()
 }
 
 /// The state of a machine that must be running.
@@ -251,7 +148,7 @@ pub(super) fn running(layout: &Layout, name: &str) -> Result<(MachineName, State
 }
 
 /// Sends a request and waits for the last answer to it.
-fn ask(
+pub(super) fn ask(
     layout: &Layout,
     name: &MachineName,
     request: &Request,
@@ -273,34 +170,8 @@ fn ask(
     Ok(last)
 }
 
-/// `machinist stop`
-pub(super) fn stop(layout: &Layout, args: &StopArguments, quiet: bool) -> Result<u8, Failure> {
-    each(&args.names, |name| {
-        if let Some(remark) = remote::stop(layout, machine_name(name)?.as_str(), args.timeout) {
-            remarked(&remark?);
-            say(quiet, &format!("Machine '{name}' has ended."));
-            return Ok(());
-        }
-        let (name, _) = running(layout, name)?;
-        let request = Request::Stop { timeout: args.timeout };
-        match ask(layout, &name, &request, format!("stopping machine '{name}'"), quiet)? {
-            Some(Answer::Ended { killed: true, .. }) => {
-                output::warn(&format!("machine '{name}' did not stop in time and was killed"));
-            }
-            Some(Answer::Refused(why)) => return Err(Failure::new(format!("cannot stop machine '{name}': {why}"))),
-            Some(Answer::Rebooted { .. }) => {
-                return Err(Failure::new(format!("machine '{name}' was rebooted instead")));
-            }
-            // The last two are no answers to this.
-            Some(Answer::Ended { .. } | Answer::Accepted | Answer::Limited | Answer::NotLimited { .. }) | None => {}
-        }
-        say(quiet, &format!("Machine '{name}' has ended."));
-        Ok(())
-    })
-}
-
 /// Passes on what the daemon remarked.
-fn remarked(remark: &str) {
+pub(super) fn remarked(remark: &str) {
     remark.lines().for_each(output::warn);
 }
 

@@ -2,10 +2,14 @@
 //!
 //! What was typed is [`Arguments`]; nothing below this module knows clap, prints, or decides an exit status.
 
+mod carried;
 mod complete;
+mod conduct;
 pub mod config;
 pub mod daemon;
+mod enable;
 pub mod enter;
+mod generate;
 pub mod image;
 pub mod look;
 pub mod machine;
@@ -13,7 +17,9 @@ mod man;
 pub mod output;
 pub mod plan;
 mod remote;
+mod start;
 mod stats;
+mod stop;
 mod top;
 mod transfer;
 
@@ -57,6 +63,10 @@ enum Verb {
     /// Stop machines in their init's own way
     #[command(alias = "poweroff")]
     Stop(StopArguments),
+    /// Have machines start with the host
+    Enable(EnableArguments),
+    /// Have machines not start with the host any more
+    Disable(EnableArguments),
     /// Restart machines in their init's own way
     Reboot(Names),
     /// Kill machines at once, or send a signal
@@ -173,6 +183,13 @@ enum Verb {
     },
     /// Serve machines on the bus, to machinectl and others
     Daemon(daemon::DaemonArguments),
+    /// Tell systemd what definitions say (`systemd.generator(7)`)
+    #[command(hide = true)]
+    Generate {
+        /// Where units go
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Write the manual pages
     #[command(hide = true)]
     Man {
@@ -232,21 +249,40 @@ pub(crate) enum ConsoleMode {
 #[derive(Debug, Args)]
 pub(crate) struct StartArguments {
     /// Machines or files
-    #[arg(required = true, value_name = "NAME|FILE")]
+    #[arg(required_unless_present = "autostart", value_name = "NAME|FILE")]
     names: Vec<String>,
+    /// Also every machine that starts with the host, and none that runs already
+    #[arg(long)]
+    autostart: bool,
     /// Return as soon as the init has begun
     #[arg(long)]
     no_wait: bool,
+    /// Start at most N machines at once [default: twice the number of processors]
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<std::num::NonZeroUsize>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct StopArguments {
     /// Machines
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "NAME")]
     names: Vec<String>,
+    /// Every running machine
+    #[arg(long)]
+    all: bool,
     /// Kill what has not ended after this long, instead of the machine's own `stop-timeout`
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EnableArguments {
+    /// Machines
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    /// Also start or stop them now
+    #[arg(long)]
+    now: bool,
 }
 
 #[derive(Debug, Args)]
@@ -348,8 +384,10 @@ pub fn main() -> u8 {
 fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
     match verb {
         Verb::Run(args) => machine::run(layout, &args, quiet),
-        Verb::Start(args) => machine::start(layout, &args, quiet),
-        Verb::Stop(args) => machine::stop(layout, &args, quiet),
+        Verb::Start(args) => start::start(layout, &args, quiet),
+        Verb::Stop(args) => stop::stop(layout, &args, quiet),
+        Verb::Enable(args) => enable::enable(layout, &args, quiet),
+        Verb::Disable(args) => enable::disable(layout, &args, quiet),
         Verb::Reboot(args) => machine::each(&args.names, |name| machine::reboot(layout, name, quiet)),
         Verb::Kill(args) => machine::each(&args.names, |name| machine::kill(layout, name, args.signal, args.leader)),
         Verb::Freeze(args) => machine::each(&args.names, |name| machine::freeze(layout, name, true)),
@@ -372,6 +410,7 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::Plan { name, json } => plan::plan(layout, &name, json),
         Verb::Events { json } => remote::events(layout, json),
         Verb::Daemon(args) => daemon::run(layout, args),
+        Verb::Generate { directory } => generate::generate(layout, &directory),
         Verb::Man { directory } => man::man(&directory),
         Verb::Completion { shell } => complete::script(shell),
         Verb::Inside => Ok(crate::inside::serve()),

@@ -21,7 +21,7 @@ pub(crate) mod status {
 }
 
 /// Why a verb did not do what it was asked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Failure {
     status: u8,
     message: String,
@@ -55,22 +55,50 @@ impl Failure {
         self
     }
 
-    /// What failed and why, where there is only one line for it.
-    pub(crate) fn line(&self) -> String {
-        std::iter::once(&self.message).chain(&self.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
-    }
-
-    /// The failure as a background supervisor sends it to `start`.
+    /// The failure as another process of ours sends it.
     pub(crate) fn to_wire(&self) -> Vec<u8> {
-        serde_json::to_vec(&(self.status, &self.message, &self.causes, &self.hint)).unwrap_or_default()
+        serde_json::to_vec(&(self.status, &self.message, &self.causes, &self.hint, self.rendered)).unwrap_or_default()
     }
 
     /// Back from there.
     pub(crate) fn from_wire(data: &[u8]) -> Self {
         match serde_json::from_slice(data) {
-            Ok((status, message, causes, hint)) => Self { status, message, causes, hint, rendered: false },
+            Ok((status, message, causes, hint, rendered)) => Self { status, message, causes, hint, rendered },
             Err(_) => Self::new("the supervisor answered nonsense"),
         }
+    }
+
+    /// Without what was laid out for reading, which is told elsewhere.
+    fn plain(&self) -> Self {
+        if !self.rendered {
+            return self.clone();
+        }
+        let message = self.message.lines().next().unwrap_or_default();
+        let message = message.trim_start_matches("error: ").to_owned();
+        Self { message, rendered: false, ..self.clone() }
+    }
+
+    /// What else did not work because of this.
+    pub(crate) fn then(&self, what: &str) -> Self {
+        let plain = self.plain();
+        Self { message: format!("{what}: {}", plain.message), ..plain }
+    }
+
+    /// All of it in one line.
+    pub(crate) fn line(&self) -> String {
+        let plain = self.plain();
+        let texts = std::iter::once(&plain.message).chain(&plain.causes);
+        clean(&texts.map(String::as_str).collect::<Vec<_>>().join(": ")).replace('\n', " ")
+    }
+
+    /// A definition that gives no machine.
+    pub(crate) fn config(error: &ConfigError) -> Self {
+        let status = match error {
+            // What was typed is no name: nothing was looked for.
+            ConfigError::Name(_) => status::USAGE,
+            _ => status::BAD_CONFIG,
+        };
+        Self { status, rendered: true, ..Self::new(error.render(color())) }
     }
 
     pub(crate) fn machine(doing: &str, error: &MachineError) -> Self {
@@ -122,12 +150,24 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        let status = match error {
-            // What was typed is no name: nothing was looked for.
-            ConfigError::Name(_) => status::USAGE,
-            _ => status::BAD_CONFIG,
-        };
-        Self { status, rendered: true, ..Self::new(error.render(color())) }
+        Self::config(&error)
+    }
+}
+
+/// Failures of several things of which one does not end the others: all but the last are reported at once.
+#[derive(Debug, Default)]
+pub(crate) struct Failures(Option<Failure>);
+
+impl Failures {
+    pub(crate) fn add(&mut self, failure: Failure) {
+        if let Some(earlier) = self.0.replace(failure) {
+            report(&earlier);
+        }
+    }
+
+    /// Success, if there were none.
+    pub(crate) fn result(self) -> Result<u8, Failure> {
+        self.0.map_or(Ok(status::OK), Err)
     }
 }
 

@@ -5,12 +5,13 @@ use std::io::{IsTerminal as _, Write};
 use std::time::Duration;
 
 use super::config::{self as face, ShowError, ShowStyle};
-use super::output::{self, Failure, written};
+use super::output::{self, Failure, Failures, written};
+use super::start::Wanted;
+use crate::host;
 use crate::plan::{self, IdPlan, Plan, TreePlan, UnitPlan, privileges, seccomp};
 use crate::spec::{
     Device, InitKind, Layout, Ownership, Payload, Ready, Register, Restart, RestartPolicy, Span, Volatile,
 };
-use crate::{config, host};
 
 /// `machinist show`
 pub(super) fn show(layout: &Layout, name: &str, origin: bool, json: bool) -> Result<u8, Failure> {
@@ -38,7 +39,11 @@ pub(super) fn show(layout: &Layout, name: &str, origin: bool, json: bool) -> Res
 
 /// `machinist plan`
 pub(super) fn plan(layout: &Layout, name: &str, json: bool) -> Result<u8, Failure> {
-    let loaded = config::load(layout, name)?;
+    let mut failures = Failures::default();
+    let mut wanted = Wanted::gather(layout, &[name.to_owned()], &mut failures);
+    failures.result()?;
+    wanted.warn();
+    let Some(loaded) = wanted.take_only() else { return Ok(output::status::OK) };
     let facts = host::probe_for(&loaded.spec.resources).map_err(|e| Failure::call("cannot look at this host", &e))?;
     let plan = match plan::build(&loaded.spec, &facts, layout) {
         Ok(plan) => plan,
@@ -118,6 +123,13 @@ pub fn describe(plan: &Plan) -> String {
     line("exec", &describe_exec(plan));
     for (index, (key, value)) in plan.exec.environment.iter().enumerate() {
         line(if index == 0 { "environment" } else { "" }, &output::clean(&format!("{key}={value}")));
+    }
+    for (how, machines) in
+        [("requires", &plan.order.requires), ("wants", &plan.order.wants), ("after", &plan.order.after)]
+    {
+        if !machines.is_empty() {
+            line(how, &machines.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" "));
+        }
     }
     for note in &plan.notes {
         line("note", note);

@@ -118,6 +118,11 @@ impl Family {
         self.members.get(name)
     }
 
+    /// Takes a member's definition out of the family, if nothing is wrong with it.
+    pub fn take(&mut self, name: &MachineName) -> Option<Loaded> {
+        self.members.remove(name)?.loaded.ok()
+    }
+
     /// Every member, by name.
     pub fn members(&self) -> impl Iterator<Item = (&MachineName, &Member)> {
         self.members.iter()

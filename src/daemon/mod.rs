@@ -14,6 +14,7 @@
 //! interfaces are asked for by an empty name, and `machine/self` is another object for each caller.
 
 mod authority;
+pub mod autostart;
 mod call;
 mod defined;
 mod enter;

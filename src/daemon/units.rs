@@ -22,7 +22,7 @@ use super::log_control::Level;
 use super::manager::object_path;
 use super::objects::{self, Properties, escape};
 use super::registry::Machine;
-use super::{Daemon, lock};
+use super::{Daemon, autostart, lock};
 use crate::config::definition;
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::state::{self, Phase, State};
@@ -130,7 +130,7 @@ impl Unit {
     }
 
     fn file_state(&self, layout: &Layout) -> &'static str {
-        let linked = |until_reboot| link(layout, &self.name, until_reboot).symlink_metadata().is_ok();
+        let linked = |until_reboot| autostart::link(layout, &self.name, until_reboot).symlink_metadata().is_ok();
         match &self.definition {
             None => "",
             Some(_) if linked(false) => "enabled",
@@ -147,10 +147,6 @@ pub(super) struct Units {
     pub(super) served: std::sync::atomic::AtomicBool,
     jobs: std::sync::atomic::AtomicU32,
     pub(super) failed: Mutex<BTreeSet<MachineName>>,
-}
-
-fn link(layout: &Layout, name: &MachineName, until_reboot: bool) -> PathBuf {
-    layout.autostart(until_reboot).join(format!("{name}.toml"))
 }
 
 /// A path of the host's control groups as the hierarchy has it.
@@ -460,42 +456,20 @@ async fn enable(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
     manage(daemon, call, "unit-files", &files.join(" "), "enable").await?;
     let mut changes: Vec<Change> = Vec::new();
     for name in names {
-        let Some(target) = definition(&daemon.layout, &name) else { continue };
-        let link = link(&daemon.layout, &name, until_reboot);
-        if make_link(&target, &link)? {
+        if let Some((link, target)) = autostart::enable(&daemon.layout, &name, until_reboot)? {
             changes.push(("symlink", link.display().to_string(), target.display().to_string()));
         }
     }
     call.reply(&(true, changes))
 }
 
-/// Makes `link` point to `target`; says whether it did not.
-fn make_link(target: &Path, link: &Path) -> crate::sys::Result<bool> {
-    use crate::sys::Context as _;
-    if std::fs::read_link(link).is_ok_and(|now| now == target) {
-        return Ok(false);
-    }
-    let dir = link.parent().unwrap_or(link);
-    std::fs::create_dir_all(dir).call(|| format!("mkdir('{}')", dir.display()))?;
-    if std::fs::symlink_metadata(link).is_ok_and(|m| m.is_symlink()) {
-        std::fs::remove_file(link).call(|| format!("unlink('{}')", link.display()))?;
-    }
-    let call = || format!("symlink('{}', '{}')", target.display(), link.display());
-    std::os::unix::fs::symlink(target, link).call(call)?;
-    Ok(true)
-}
-
 async fn disable(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
-    use crate::sys::Context as _;
     let (files, until_reboot): (Vec<String>, bool) = call.arguments()?;
     let names: Vec<MachineName> = files.iter().filter_map(|file| instance(file)).collect();
     manage(daemon, call, "unit-files", &files.join(" "), "disable").await?;
     let mut changes: Vec<Change> = Vec::new();
     for name in names {
-        let link = link(&daemon.layout, &name, until_reboot);
-        // What is no link is nothing that we made.
-        if std::fs::symlink_metadata(&link).is_ok_and(|m| m.is_symlink()) {
-            std::fs::remove_file(&link).call(|| format!("unlink('{}')", link.display()))?;
+        if let Some(link) = autostart::disable(&daemon.layout, &name, until_reboot)? {
             changes.push(("unlink", link.display().to_string(), String::new()));
         }
     }

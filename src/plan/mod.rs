@@ -9,6 +9,7 @@ pub mod mounts;
 pub mod order;
 pub mod privileges;
 pub mod seccomp;
+pub mod unit;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,8 @@ use serde::Serialize;
 
 use crate::host::{CgroupFacts, HostFacts};
 use crate::spec::{
-    Clock, Console, IdRange, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Ownership, Payload, Ready,
-    Register, RestartPolicy, RootSource, Unmet, Upper, UserMode, Volatile,
+    Clock, Console, IdRange, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Order, Ownership, Payload,
+    Ready, Register, RestartPolicy, RootSource, Unmet, Upper, UserMode, Volatile,
 };
 use limits::Limit;
 use mounts::MountOp;
@@ -55,6 +56,8 @@ pub struct Plan {
     pub console: Console,
     /// What runs as PID 1.
     pub exec: Exec,
+    /// Which other machines it is started after.
+    pub order: Order,
     /// What the host cannot do or the user should know, one sentence each.
     pub notes: Vec<String>,
 }
@@ -277,6 +280,7 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
             restart: spec.boot.restart,
             stop_timeout: spec.boot.stop_timeout.map(|t| t.as_secs()),
         },
+        order: spec.boot.order.clone(),
         notes,
     })
 }

@@ -82,7 +82,8 @@ impl Graph {
     /// requires are ready.
     pub fn starting(&self, names: &BTreeSet<MachineName>) -> Schedule {
         let job = |name: &MachineName| {
-            let among = |list: &mut dyn Iterator<Item = &MachineName>| list.filter(|o| names.contains(o)).cloned().collect();
+            let among =
+                |list: &mut dyn Iterator<Item = &MachineName>| list.filter(|o| names.contains(o)).cloned().collect();
             let required = self.machines.get(name).map(|order| &order.requires);
             Job {
                 waits: among(&mut self.predecessors(name)),
@@ -168,12 +169,18 @@ impl Schedule {
     }
 
     /// A machine that may begin now, and is taken to have begun.
+    ///
+    /// In a circle, which only a stop of machines whose definitions have changed can meet, somebody goes first.
     pub fn begin(&mut self) -> Option<MachineName> {
         let over = |name: &MachineName| {
             self.jobs.get(name).is_none_or(|job| matches!(job.state, JobState::Done | JobState::Failed))
         };
         let may = |job: &Job| job.state == JobState::Waiting && job.waits.iter().all(over);
-        let name = self.jobs.iter().find(|(_, job)| may(job))?.0.clone();
+        let stuck = self.jobs.values().all(|job| job.state != JobState::Begun);
+        let waiting = self.jobs.iter().filter(|(_, job)| job.state == JobState::Waiting);
+        let mut waiting = waiting.peekable();
+        let first = waiting.peek().copied();
+        let name = waiting.find(|(_, job)| may(job)).or(first.filter(|_| stuck))?.0.clone();
         if let Some(job) = self.jobs.get_mut(&name) {
             job.state = JobState::Begun;
         }
@@ -336,6 +343,12 @@ mod tests {
         assert_eq!(lax.begin(), Some(name("b")));
         assert!(lax.ended(&name("b"), false).is_empty());
         assert_eq!(lax.begin(), Some(name("a")));
+    }
+
+    #[test]
+    fn a_circle_is_stopped_all_the_same() {
+        let graph = graph("a; b requires a; c requires b; a requires c");
+        assert_eq!(waves(graph.stopping(&names("a b c"), true)), ["a", "c", "b"]);
     }
 
     #[test]

@@ -17,11 +17,6 @@ pub struct Order {
 }
 
 impl Order {
-    /// Whether nothing is said.
-    pub fn is_empty(&self) -> bool {
-        self.predecessors().next().is_none()
-    }
-
     /// Every machine that this one is started after: who needs another needs it ready.
     pub fn predecessors(&self) -> impl Iterator<Item = &MachineName> {
         self.requires.iter().chain(&self.wants).chain(&self.after)

@@ -30,6 +30,7 @@ mod service;
 pub mod state;
 pub mod stop;
 mod stub;
+pub mod watch;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -175,6 +176,11 @@ impl Prepared {
             prepared = ended.again()?;
         }
     }
+}
+
+/// Tells the service manager whose unit we are something for people, if there is one.
+pub fn tell_manager(status: &str) {
+    service::ServiceManager::of_environment().tell(&format!("STATUS={status}"));
 }
 
 /// Removes what a killed supervisor left of a machine; says whether there was anything.

@@ -244,6 +244,15 @@ pub fn read(layout: &Layout, name: &MachineName) -> sys::Result<Option<State>> {
     serde_json::from_slice(&text).map(Some).map_err(|_| broken())
 }
 
+/// Whether a supervisor owns a machine, however far it has come with it.
+pub fn is_owned(layout: &Layout, name: &MachineName) -> sys::Result<bool> {
+    match open_dir(&layout.run_dir(name)) {
+        Ok(dir) => is_locked(&dir),
+        Err(e) if e.errno == Errno::ENOENT => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 fn is_locked(dir: &OwnedFd) -> sys::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let lock = match rustix::fs::openat(dir, LOCK, flags, Mode::empty()) {

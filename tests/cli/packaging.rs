@@ -619,11 +619,19 @@ fn the_generator_makes_a_target_only_where_there_is_none() {
     assert!(text.contains(list) && text.contains("target=/usr/lib/"), "{text}");
     let r = root.to_str().expect("text");
     let ours = list.split(' ').map(|d| format!("{r}{d}")).collect::<Vec<_>>().join(" ");
-    fs::write(&script, text.replace(list, &ours).replace("target=/usr/lib/", &format!("target={r}/usr/lib/")))
-        .expect("write");
+    let text = text.replace(list, &ours).replace("target=/usr/lib/", &format!("target={r}/usr/lib/"));
+    let program = format!("{} --root {r}", env!("CARGO_BIN_EXE_machinist"));
+    assert!(text.contains("/usr/bin/machinist generate"), "{text}");
+    fs::write(&script, text.replace("/usr/bin/machinist", &program)).expect("write");
     fs::create_dir_all(root.join("usr/lib/machinist")).expect("mkdir");
     fs::write(root.join("usr/lib/machinist/machines.target"), "").expect("write");
-    let generate = || run("sh", &[script.to_str().expect("text"), "n", "e", late.to_str().expect("text")]);
+    let normal = dir.path().join("normal");
+    fs::create_dir(&normal).expect("mkdir");
+    fs::create_dir_all(root.join("etc/machinist/machines")).expect("mkdir");
+    let definition = "root.directory = \"/srv/a\"\nboot.autostart = true\n";
+    fs::write(root.join("etc/machinist/machines/a.toml"), definition).expect("write");
+    let (n, l) = (normal.to_str().expect("text"), late.to_str().expect("text"));
+    let generate = || run("sh", &[script.to_str().expect("text"), n, "e", l]);
 
     assert_eq!(generate(), (Some(0), String::new()));
     let link = fs::read_link(late.join("machines.target")).expect("a link");
@@ -636,4 +644,5 @@ fn the_generator_makes_a_target_only_where_there_is_none() {
     fs::write(root.join("lib/systemd/system/machines.target"), "").expect("write");
     assert_eq!(generate(), (Some(0), String::new()));
     assert_eq!(fs::read_dir(&late).expect("readable").count(), 0, "systemd-container's target was doubled");
+    assert!(normal.join("machines.target.wants/machinist@a.service").is_symlink());
 }

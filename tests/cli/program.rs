@@ -140,6 +140,7 @@ fn json_has_the_keys_that_scripts_use() {
         "name",
         "namespaces",
         "notes",
+        "order",
         "ownership",
         "privileges",
         "register",

@@ -21,6 +21,7 @@ mod isolation;
 mod kills;
 mod limits;
 mod mounts;
+mod order;
 mod overlay;
 mod own;
 mod policy;

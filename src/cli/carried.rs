@@ -1,0 +1,98 @@
+//! Machines whose units systemd carries: it starts and stops them, so that the order is the same whoever asks.
+
+use std::path::{Path, PathBuf};
+
+use super::output::{self, Failure};
+use super::start::Wanted;
+use crate::bus::units::{self, Started, UnitState};
+use crate::bus::{BusError, SystemBus};
+use crate::plan::unit;
+use crate::spec::{Layout, MachineName};
+use crate::supervisor::state::State;
+use crate::{config, host};
+
+/// Where systemd's generators write.
+const GENERATED: &str = "/run/systemd/generator";
+
+/// What a supervisor that is a unit's main process says last of a machine that had to be killed.
+pub(super) const KILLED: &str = "Machine did not stop in time and was killed.";
+
+/// Whether systemd carries machines here; its unit for them may still be missing.
+pub(super) fn by_systemd(layout: &Layout) -> bool {
+    layout.root() == Path::new("/") && host::systemd_runs()
+}
+
+/// Whether a running machine is its own unit, not a scope.
+pub(super) fn is_unit(layout: &Layout, name: &MachineName, state: &State) -> bool {
+    by_systemd(layout) && state.unit.as_ref() == Some(&unit::name(name))
+}
+
+/// Where a machine's drop-in is, below a directory of generated units.
+pub(super) fn drop_in_file(generated: &Path, name: &MachineName) -> PathBuf {
+    generated.join(format!("{}.d", unit::name(name))).join(unit::DROP_IN)
+}
+
+/// Has systemd read its units anew if it knows any of the machines otherwise than their definitions are now. It takes
+/// long, since all generators run.
+pub(super) fn refresh(layout: &Layout, wanted: &Wanted) -> Result<(), Failure> {
+    let all = wanted.all();
+    let stale = wanted.family.members().filter(|(name, _)| all.contains(*name)).any(|(name, member)| {
+        let Ok(loaded) = &member.loaded else { return false };
+        let defined = |other: &MachineName| config::definition(layout, other).is_some();
+        let drop_in = unit::drop_in(&loaded.spec, &loaded.definition, defined);
+        std::fs::read_to_string(drop_in_file(Path::new(GENERATED), name)).ok() != drop_in
+    });
+    if stale && let Err(e) = units::reload(&SystemBus::of(layout)) {
+        return Err(failed("cannot have systemd read its units anew", &e));
+    }
+    Ok(())
+}
+
+/// Has systemd start a machine; says whether there is a unit for it at all.
+pub(super) fn start(layout: &Layout, name: &MachineName, wait: bool) -> Result<bool, Failure> {
+    let doing = super::machine::cannot_start(name);
+    match units::start(&SystemBus::of(layout), &unit::name(name), wait) {
+        Ok(Started::Yes) => Ok(true),
+        Ok(Started::Absent) => Ok(false),
+        Ok(Started::No(job, state)) => Err(explain(Failure::new(doing), name, &job, &state)),
+        // It runs alone where there is no bus, as it does without systemd.
+        Err(BusError::Unreachable { .. } | BusError::NoOwner(_)) => Ok(false),
+        Err(e) => Err(failed(&doing, &e)),
+    }
+}
+
+/// Why a unit did not start: what its supervisor said last, or what systemd made of it.
+fn explain(failure: Failure, name: &MachineName, job: &str, state: &UnitState) -> Failure {
+    let unit = &state.unit;
+    match job {
+        "failed" | "timeout" if !state.text.is_empty() => {
+            let said = state.text.strip_prefix(&format!("{}: ", super::machine::cannot_start(name)));
+            failure.cause(said.unwrap_or(&state.text)).hint(format!("`journalctl -u {unit}` tells more"))
+        }
+        "failed" | "timeout" => failure
+            .cause(format!("the result of '{unit}' is {}", state.result))
+            .hint(format!("`journalctl -u {unit}` tells more")),
+        "dependency" => failure
+            .cause(format!("a unit that '{unit}' requires failed"))
+            .hint(format!("`systemctl list-dependencies {unit}` shows which")),
+        other => failure.cause(format!("the job's result is {other}")),
+    }
+}
+
+/// Has systemd stop a machine that is a unit, and with it whatever requires that.
+pub(super) fn stop(layout: &Layout, name: &MachineName) -> Result<(), Failure> {
+    let state = units::stop(&SystemBus::of(layout), &unit::name(name))
+        .map_err(|e| failed(&format!("cannot stop machine '{name}'"), &e))?;
+    if state.text == KILLED {
+        output::warn(&format!("machine '{name}' did not stop in time and was killed"));
+    }
+    Ok(())
+}
+
+pub(super) fn failed(doing: &str, error: &BusError) -> Failure {
+    match error {
+        BusError::Denied { .. } => Failure::told(output::status::NOT_PERMITTED, doing.to_owned()),
+        _ => Failure::new(doing),
+    }
+    .cause(error.to_string())
+}

@@ -1,0 +1,89 @@
+//! The generator (`systemd.generator(7)`): tells systemd what definitions say of the order among machines.
+//!
+//! It runs while the host boots and whenever systemd reads its units anew, so all that it says is as the definitions are
+//! then. Whatever is wrong with one of them is passed over with a line: it must not keep the host from booting.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use super::carried::drop_in_file;
+use super::output::{Failure, status};
+use crate::config::{self, Family};
+use crate::plan::unit;
+use crate::spec::{Layout, MachineName};
+
+/// Where the unit is that all machines have in common.
+const TEMPLATES: [&str; 3] = ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system"];
+
+/// Writes what all definitions have to say below `directory`.
+pub(super) fn generate(layout: &Layout, directory: &Path) -> Result<u8, Failure> {
+    let names: Vec<String> = config::list(layout).into_iter().map(|(name, _)| name.to_string()).collect();
+    let (family, _) = Family::gather(layout, &names);
+    let graph = super::start::graph(&family);
+    for name in &names {
+        let loaded = match config::load(layout, name) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tell(&format!("{}, ignoring machine '{name}'", Failure::config(&error).line()));
+                continue;
+            }
+        };
+        let machine = &loaded.spec.name;
+        let defined = |other: &MachineName| config::definition(layout, other).is_some();
+        if let Some(text) = unit::drop_in(&loaded.spec, &loaded.definition, defined) {
+            report(name, write(&drop_in_file(directory, machine), &text));
+        }
+        // What cannot be started is told to systemd all the same, so that it does not start it, either.
+        let wrong = match family.get(machine).map(|member| &member.loaded) {
+            Some(Err(error)) => Some(Failure::config(error)),
+            _ => graph.circle(machine).map(|circle| family.circle(&circle).into()),
+        };
+        match wrong {
+            Some(failure) => tell(&format!("{}, not starting machine '{name}' with the host", failure.line())),
+            None if loaded.spec.boot.autostart => report(name, start_with_host(layout, directory, machine)),
+            None => {}
+        }
+    }
+    Ok(status::OK)
+}
+
+/// Has `machines.target` start a machine, and the host start `machines.target`.
+fn start_with_host(layout: &Layout, directory: &Path, name: &MachineName) -> std::io::Result<()> {
+    let template = "machinist@.service";
+    let is_there = |dir: &&&str| layout.root().join(&dir[1..]).join(template).exists();
+    let dir = TEMPLATES.iter().find(is_there).unwrap_or(&"/usr/lib/systemd/system");
+    link(&Path::new(dir).join(template), &directory.join("machines.target.wants").join(unit::name(name)))?;
+    link(Path::new("../machines.target"), &directory.join("multi-user.target.wants/machines.target"))
+}
+
+fn link(target: &Path, link: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(link.parent().unwrap_or(link))?;
+    match std::os::unix::fs::symlink(target, link) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+fn write(file: &Path, text: &str) -> std::io::Result<()> {
+    std::fs::create_dir_all(file.parent().unwrap_or(file))?;
+    std::fs::write(file, text)
+}
+
+fn report(name: &str, result: std::io::Result<()>) {
+    if let Err(e) = result {
+        tell(&format!("cannot write what machine '{name}' has to say: {e}, ignoring"));
+    }
+}
+
+/// Says something where nobody listens yet but the kernel, whose log the journal takes over.
+fn tell(text: &str) {
+    let line = format!("machinist-generator: {text}\n");
+    // systemd says of itself that it is the caller; only its own instance may write to the kernel's log.
+    let system = std::env::var_os("SYSTEMD_SCOPE").is_some_and(|scope| scope == "system");
+    let kmsg = if system { std::fs::OpenOptions::new().write(true).open("/dev/kmsg").ok() } else { None };
+    // Whoever cannot be told need not know.
+    let _ = match kmsg {
+        Some(mut kmsg) => kmsg.write_all(format!("<4>{line}").as_bytes()),
+        None => std::io::stderr().write_all(line.as_bytes()),
+    };
+}

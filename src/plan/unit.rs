@@ -1,0 +1,51 @@
+//! What systemd is told of a machine beyond its unit `machinist@NAME.service`: a drop-in that the generator writes. Pure.
+//!
+//! Everything is said by the definition; nothing of it is kept in `/etc/systemd`, where it would have to be kept true.
+
+use std::path::Path;
+
+use crate::spec::{MachineName, MachineSpec, Restart};
+
+/// The file's name in the directory of drop-ins.
+pub const DROP_IN: &str = "50-machine.conf";
+
+/// The unit of a machine.
+pub fn name(machine: &MachineName) -> String {
+    format!("machinist@{machine}.service")
+}
+
+/// The drop-in of a machine's unit, if there is anything to say.
+///
+/// What is wanted or ordered after and not defined is left out, as systemd would start a unit for it. What is required
+/// stays: systemd must refuse to start the machine without it.
+pub fn drop_in(spec: &MachineSpec, definition: &Path, defined: impl Fn(&MachineName) -> bool) -> Option<String> {
+    let order = &spec.boot.order;
+    let known = |list: &[MachineName]| list.iter().filter(|other| defined(other)).cloned().collect::<Vec<_>>();
+    let (wants, after) = (known(&order.wants), known(&order.after));
+    let mut before_it: Vec<&MachineName> = Vec::new();
+    for other in order.requires.iter().chain(&wants).chain(&after) {
+        if !before_it.contains(&other) {
+            before_it.push(other);
+        }
+    }
+    let mut text = String::new();
+    let mut line = |key: &str, machines: &mut dyn Iterator<Item = &MachineName>| {
+        let units: Vec<String> = machines.map(name).collect();
+        if !units.is_empty() {
+            text.push_str(&format!("{key}={}\n", units.join(" ")));
+        }
+    };
+    line("Requires", &mut order.requires.iter());
+    line("Wants", &mut wants.iter());
+    line("After", &mut before_it.into_iter());
+    let mut sections = Vec::new();
+    if !text.is_empty() {
+        sections.push(format!("[Unit]\n{text}"));
+    }
+    if spec.boot.restart.when != Restart::No {
+        // The supervisor starts its machine again; this is for a supervisor that was killed.
+        sections.push("[Service]\nRestart=on-abnormal\n".to_owned());
+    }
+    let head = format!("# Made from {}; `systemctl daemon-reload` makes it anew.\n", definition.display());
+    (!sections.is_empty()).then(|| format!("{head}\n{}", sections.join("\n")))
+}
