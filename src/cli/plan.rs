@@ -10,7 +10,8 @@ use super::start::Wanted;
 use crate::host;
 use crate::plan::{self, IdPlan, Plan, TreePlan, UnitPlan, privileges, seccomp};
 use crate::spec::{
-    Device, InitKind, Layout, Ownership, Payload, Ready, Register, Restart, RestartPolicy, Span, Volatile,
+    Device, InitKind, Layout, Ownership, Payload, ProcessLimits, Ready, Register, Restart, RestartPolicy, Span,
+    Volatile,
 };
 
 /// `machinist show`
@@ -100,6 +101,9 @@ pub fn describe(plan: &Plan) -> String {
         words.push("no new privileges".into());
     }
     line("filter", &words.join(", "));
+    if !plan.privileges.limits.is_empty() {
+        line("limits", &describe_limits(&plan.privileges.limits));
+    }
     if plan.privileges.device_filter {
         line("devices", "only those of /dev, by a filter on the control group");
     }
@@ -165,6 +169,13 @@ fn describe_root(plan: &Plan) -> String {
         Volatile::Yes => text.push_str(", only /usr, read-only; all else forgotten at stop"),
     }
     text
+}
+
+fn describe_limits(limits: &ProcessLimits) -> String {
+    let rlimits = limits.rlimits.iter().map(|limit| format!("{} {limit}", limit.resource));
+    let others = [("oom-score-adjust", limits.oom_score_adjust), ("nice", limits.nice)];
+    let others = others.iter().filter_map(|(key, value)| value.map(|value| format!("{key} {value}")));
+    rlimits.chain(others).collect::<Vec<_>>().join(", ")
 }
 
 fn describe_device(device: &Device) -> String {

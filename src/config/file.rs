@@ -7,6 +7,7 @@ use super::diagnostic::Place;
 use super::life::{Delay, LimitTable, ReadyTable};
 use super::reader::{At, Entry, Keyed, NonEmpty, Reader, Rows, Setting, Value, table};
 use super::resources::{IoMaxTable, ResourcesTable};
+use super::rlimits::{Between, RlimitsTable};
 use super::units::{LogSize, Mode, Size, Timeout};
 use super::values::{
     Argument, CapabilityWord, CgroupPath, HostPath, InitWord, Line, ProfileName, SyscallWord, VariableName,
@@ -217,6 +218,13 @@ table! {
         "seccomp" seccomp: SeccompTable = SeccompTable::unset(),
         /// Never gain rights by executing a program: setuid programs of the machine lose their effect.
         "no-new-privileges" no_new_privileges: bool = false,
+        /// Limits of single processes.
+        "rlimits" rlimits: RlimitsTable = RlimitsTable::unset(),
+        /// How readily the kernel kills the machine's processes when the host's memory is short, from -1000 (never) to
+        /// 1000; that of whoever starts the machine unless set.
+        "oom-score-adjust" oom_score_adjust: Option<Between<-1000, 1000>> = None,
+        /// Share of the processors, from -20 (most) to 19; that of whoever starts the machine unless set.
+        "nice" nice: Option<Between<-20, 19>> = None,
     }
 }
 
@@ -333,6 +341,7 @@ const TABLES: &[(&str, &[&str])] = &[
     ("`seccomp` of `[security]`", SeccompTable::KEYS),
     ("`[resources]`", ResourcesTable::KEYS),
     ("`io-max` of `[resources]`", IoMaxTable::KEYS),
+    ("`rlimits` of `[security]`", RlimitsTable::KEYS),
     ("`[console]`", ConsoleTable::KEYS),
     ("`[cgroup]`", CgroupTable::KEYS),
 ];

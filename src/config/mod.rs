@@ -17,6 +17,7 @@ mod layers;
 mod life;
 mod reader;
 mod resources;
+mod rlimits;
 mod show;
 mod units;
 mod validate;

@@ -12,7 +12,7 @@ use super::reader::{At, NonEmpty};
 use super::values::{CapabilityWord, InitWord, SyscallWord};
 use crate::spec::{
     Bind, Boot, CAPABILITIES, Console, ExtraOverlay, GuestPath, Hostname, Identity, Layer, MachineName, MachineSpec,
-    Order, Ownership, Payload, Root, RootSource, Security, Tmpfs, Upper, UserMode, Users,
+    Order, Ownership, Payload, ProcessLimits, Root, RootSource, Security, Tmpfs, Upper, UserMode, Users,
 };
 
 /// Places in the machine that are ours: with everything below, or only the place itself.
@@ -322,6 +322,11 @@ impl Check<'_> {
             seccomp_allow: words(&seccomp.allow.value),
             seccomp_deny: words(&seccomp.deny.value),
             no_new_privileges: security.no_new_privileges.value,
+            limits: ProcessLimits {
+                rlimits: security.rlimits.value.limits(),
+                oom_score_adjust: security.oom_score_adjust.value.map(|value| value.0),
+                nice: security.nice.value.map(|value| value.0),
+            },
         }
     }
 

@@ -45,6 +45,11 @@ impl Complaint {
         self
     }
 
+    /// The same where it has none yet.
+    pub(super) fn or_hint(self, hint: impl Into<String>) -> Self {
+        if self.hint.is_some() { self } else { self.hint(hint) }
+    }
+
     /// Names one more thing that would have been right.
     pub(super) fn or(mut self, other: &str) -> Self {
         self.why = format!("{} or {other}", self.why);

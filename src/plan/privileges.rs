@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Namespaces;
-use crate::spec::{CAPABILITIES, Device, Permission, Security};
+use crate::spec::{CAPABILITIES, Device, Permission, ProcessLimits, Security};
 
 /// Kept by every machine: what systemd-nspawn keeps.
 const DEFAULT: [&str; 25] = [
@@ -35,7 +35,7 @@ const DEFAULT: [&str; 25] = [
 ];
 
 /// What the payload may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Privileges {
     /// Bounding, permitted and effective set; the inheritable and ambient sets are empty.
@@ -47,6 +47,8 @@ pub struct Privileges {
     /// namespace and nothing but [`DEVICES`] in `/dev` there is none to be had: the kernel makes no device nodes,
     /// and nodes of the tree and of binds have no effect.
     pub device_filter: bool,
+    /// Limits of its processes, and of commands that enter.
+    pub limits: ProcessLimits,
 }
 
 /// The character devices of every machine, by major and minor number: what `/dev` holds, and terminals.
@@ -105,6 +107,7 @@ pub(super) fn plan(security: &Security, devices: &[Device], namespaces: Namespac
         capabilities: wanted(security, namespaces) & available,
         no_new_privileges: security.no_new_privileges,
         device_filter: !namespaces.user || !devices.is_empty(),
+        limits: security.limits.clone(),
     }
 }
 
@@ -118,6 +121,7 @@ mod tests {
         seccomp_allow: Vec::new(),
         seccomp_deny: Vec::new(),
         no_new_privileges: false,
+        limits: ProcessLimits { rlimits: Vec::new(), oom_score_adjust: None, nice: None },
     };
     const PRIVATE: Namespaces = Namespaces { user: true, network: true, time: false };
 

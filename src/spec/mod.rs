@@ -9,6 +9,7 @@ mod layout;
 mod life;
 mod order;
 mod resources;
+mod rlimits;
 mod words;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub use layout::Layout;
 pub use life::{DURATION_UNITS, Ready, Restart, RestartPolicy, Span};
 pub use order::Order;
 pub use resources::{Amount, Bound, CpuTime, IoMax, NumberSet, ResourceKey, Resources, Unmet, Weight};
+pub use rlimits::{ProcessLimits, Resource, Rlimit};
 pub use words::{GuestPath, Hostname, ImageName, MachineId, MachineName, WordError};
 
 /// Number of ids a machine's user namespace holds unless told otherwise: uid 0 up to `nobody`.
@@ -406,6 +408,8 @@ pub struct Security {
     pub seccomp_deny: Vec<String>,
     /// Set `no_new_privs`: setuid programs of the guest lose their effect.
     pub no_new_privileges: bool,
+    /// Limits of single processes, and how the kernel treats them.
+    pub limits: ProcessLimits,
 }
 
 /// `[console]`

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use super::handshake::{self, FromChild, FromOuter, ToInner};
-use super::stub;
+use super::{rlimits, stub};
 use crate::plan::Plan;
 use crate::plan::mounts::MountOp;
 use crate::rootfs::devices::HostDevice;
@@ -83,6 +83,7 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     mount::set_propagation(&root, true, Propagation::Slave).doing(|| "cannot leave the host's mounts".into())?;
     rustix::process::umask(Mode::empty());
 
+    rlimits::raise(&plan.privileges.limits)?;
     let (ours, theirs) = sys::socket::pair().doing(|| "cannot talk to the inner child".into())?;
     if plan.namespaces.time {
         start_clock_at_zero()?;
@@ -336,7 +337,7 @@ fn become_leader(
     drop(console);
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let program = Program::new(setup, init, kind)?;
-    reset_limits().doing(|| "cannot reset the resource limits".into())?;
+    rlimits::reset(&plan.privileges.limits).doing(|| "cannot reset the resource limits".into())?;
     process::close_from_on_exec(3).doing(|| "cannot close descriptors".into())?;
     expect(handshake::receive(supervisor), &ToInner::Go)?;
     setup.step("inner:go");
@@ -344,6 +345,7 @@ fn become_leader(
     if matches!(plan.exec.payload, Payload::Command { .. }) {
         stub::run(setup, &program, supervisor);
     }
+    rlimits::apply(&plan.privileges.limits)?;
     limit(setup)?;
     setup.step("inner:limited");
     let cause = process::exec(&program.path, &program.argv, &program.environment);
@@ -463,24 +465,6 @@ impl Program {
             path: process::c_string(path).doing(doing)?,
         })
     }
-}
-
-/// Gives the payload the limits a kernel boots with, not those of whoever called us.
-fn reset_limits() -> sys::Result<()> {
-    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-    for (resource, soft, hard) in [
-        (Resource::RLIMIT_NOFILE, 1024, 524_288),
-        (Resource::RLIMIT_CORE, 0, RLIM_INFINITY),
-        (Resource::RLIMIT_STACK, 8 << 20, RLIM_INFINITY),
-        (Resource::RLIMIT_MEMLOCK, 8 << 20, 8 << 20),
-    ] {
-        if setrlimit(resource, soft, hard).is_err() {
-            // Without CAP_SYS_RESOURCE the hard limit can only sink: take what we have.
-            let (_, have) = getrlimit(resource).call(|| format!("getrlimit({resource:?})"))?;
-            setrlimit(resource, soft.min(have), hard.min(have)).call(|| format!("setrlimit({resource:?})"))?;
-        }
-    }
-    Ok(())
 }
 
 /// Drops to the machine's rights: from here on only exec is left.

@@ -143,6 +143,7 @@ fn state(prepared: &Prepared, leader: i32, init: Option<String>, init_kind: Opti
         unit: prepared.group.unit().map(str::to_owned),
         capabilities: plan.privileges.capabilities,
         no_new_privileges: plan.privileges.no_new_privileges,
+        process_limits: plan.privileges.limits.clone(),
         seccomp: plan.seccomp.clone(),
         resources: prepared.job.resources.clone(),
         limits: plan.limits.clone(),

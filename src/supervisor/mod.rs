@@ -25,6 +25,7 @@ pub mod life;
 pub mod limits;
 pub mod prepare;
 mod registration;
+mod rlimits;
 pub mod seal;
 mod service;
 pub mod state;

@@ -18,7 +18,7 @@ use super::enter::{Rights, Target};
 use crate::cgroup;
 use crate::plan::limits::Limit;
 use crate::plan::seccomp::{self, SyscallPolicy};
-use crate::spec::{IdRange, InitKind, Layout, MachineName, Resources};
+use crate::spec::{IdRange, InitKind, Layout, MachineName, ProcessLimits, Resources};
 use crate::sys::{self, Context as _, Errno, Error, process};
 
 /// Where a machine is in its life.
@@ -78,6 +78,9 @@ pub struct State {
     pub capabilities: u64,
     /// Whether setuid programs have no effect.
     pub no_new_privileges: bool,
+    /// Limits of its processes one by one.
+    #[serde(default)]
+    pub process_limits: ProcessLimits,
     /// Changes to the system call filter.
     pub seccomp: SyscallPolicy,
     /// What its limits are asked to be.
@@ -354,6 +357,7 @@ impl State {
             capabilities: self.capabilities,
             filter: seccomp::compile(&self.seccomp, self.capabilities).into_iter().map(Into::into).collect(),
             no_new_privileges: self.no_new_privileges,
+            limits: self.process_limits.clone(),
         }
     }
 

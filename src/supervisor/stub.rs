@@ -81,7 +81,8 @@ fn execute(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) -> ! {
     let ready = process::reset_signals(setup.signals)
         .and_then(|()| process::take_terminal(stdin()))
         .map_err(|cause| StepError { doing: "cannot prepare the command".into(), cause: Some(cause), hint: None });
-    if let Err(error) = ready.and_then(|()| limit(setup)) {
+    let limits = &setup.plan.privileges.limits;
+    if let Err(error) = ready.and_then(|()| super::rlimits::apply(limits)).and_then(|()| limit(setup)) {
         fail(supervisor, error);
     }
     let mut last = None;

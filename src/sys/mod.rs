@@ -14,6 +14,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod path;
 pub mod process;
+pub mod rlimits;
 pub mod socket;
 pub mod walk;
 

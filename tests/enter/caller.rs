@@ -7,6 +7,7 @@ use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use machinist::plan::seccomp::{self, SyscallPolicy};
+use machinist::spec::ProcessLimits;
 use machinist::supervisor::enter::{self, Command, Rights, Target};
 use machinist::supervisor::seal::seal_own_program;
 use machinist::sys::process;
@@ -139,7 +140,8 @@ pub(crate) fn act() -> Option<u8> {
     let leader = process::pidfd_open(nix::unistd::Pid::from_raw(job.pid)).expect("the machine runs");
     let filter = if job.filter { seccomp::compile(&SyscallPolicy::default(), job.capabilities) } else { Vec::new() };
     let filter = filter.into_iter().map(Into::into).collect();
-    let rights = Rights { capabilities: job.capabilities, filter, no_new_privileges: job.no_new_privileges };
+    let (capabilities, no_new_privileges) = (job.capabilities, job.no_new_privileges);
+    let rights = Rights { capabilities, filter, no_new_privileges, limits: ProcessLimits::default() };
     let target = Target {
         leader: leader.as_fd(),
         cgroup: Some(&job.cgroup),

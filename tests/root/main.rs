@@ -26,6 +26,7 @@ mod overlay;
 mod own;
 mod policy;
 mod registration;
+mod rlimits;
 mod roots;
 mod service;
 mod small_tree;

@@ -14,6 +14,9 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use super::streams::{Ends, Streams};
 use super::users::{self, User, UserProblem};
 use super::{Cause, Command, EnterError, Report, Rights, Shown, Stdio, Target, Work};
+use crate::rootfs::StepError;
+use crate::spec::ProcessLimits;
+use crate::supervisor::rlimits;
 use crate::sys::path::RootFd;
 use crate::sys::process::{self, Clone, Fork, ns};
 use crate::sys::{self, Context, Errno, Error, socket};
@@ -87,6 +90,9 @@ fn first_child(target: &Target<'_>, work: &Work<'_>, streams: &Streams, socket: 
     let kept: Vec<BorrowedFd<'_>> =
         [socket.as_fd(), target.leader].into_iter().chain(streams.given_terminal()).collect();
     process::close_all_except(&kept).map_err(enter_error)?;
+    if let Work::Run(_) = work {
+        rlimits::raise(&target.rights.limits).map_err(limit_error)?;
+    }
     process::setns(target.leader, namespaces(target)).map_err(enter_error)?;
     if target.user_namespace {
         // Until here we are the host's root as far as files go, and a stranger to the machine.
@@ -153,10 +159,27 @@ fn run(target: &Target<'_>, command: &Command, streams: &Streams, socket: &Owned
     let has_terminal = ends.install().map_err(streams_error)?;
     // A terminal that somebody else opened is somebody else's to hang up.
     let is_tied = streams.given_terminal().is_none();
-    second(socket, || match prepare_exec(has_terminal, is_tied, socket) {
-        Ok(()) => image.execute(),
-        Err(error) => enter_error(error),
+    second(socket, || match prepare_exec(has_terminal, is_tied, socket).map_err(enter_error) {
+        Ok(()) => match give_limits(&target.rights.limits) {
+            Ok(()) => image.execute(),
+            Err(error) => error,
+        },
+        Err(error) => error,
     })
+}
+
+/// Those of the payload, after the fork so that they stop nothing of ours; the filter lets that call through, which
+/// the C library needs to start any program.
+fn give_limits(wanted: &ProcessLimits) -> Outcome<()> {
+    rlimits::reset(wanted).map_err(enter_error)?;
+    rlimits::apply(wanted).map_err(limit_error)
+}
+
+fn limit_error(error: StepError) -> EnterError {
+    match error.cause {
+        Some(cause) => enter_error(cause),
+        None => EnterError::Request(error.doing),
+    }
 }
 
 /// Goes with the caller, and cannot be looked into meanwhile.

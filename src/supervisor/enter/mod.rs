@@ -38,6 +38,7 @@ pub use place::{Place, Sharing, host_process};
 pub use pty::Pty;
 pub use users::is_user;
 
+use crate::spec::ProcessLimits;
 use crate::sys::process::{self, Clone, Ended, FilterInsn, Fork};
 use crate::sys::{self, Errno, socket};
 use group::Leaf;
@@ -72,6 +73,8 @@ pub struct Rights {
     pub filter: Vec<FilterInsn>,
     /// Whether setuid bits have no effect.
     pub no_new_privileges: bool,
+    /// Limits beyond the usual ones.
+    pub limits: ProcessLimits,
 }
 
 /// A command to run.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Rights, Target};
 use crate::plan::seccomp::{self, SyscallPolicy};
+use crate::spec::ProcessLimits;
 use crate::supervisor::state::State;
 use crate::sys::{self, Errno, Error};
 use crate::{cgroup, host};
@@ -92,7 +93,12 @@ impl Place {
         };
         Ok(Self {
             cgroup: group_of(pid)?,
-            rights: Rights { capabilities, filter, no_new_privileges: field("NoNewPrivs:") == Some("1") },
+            rights: Rights {
+                capabilities,
+                filter,
+                no_new_privileges: field("NoNewPrivs:") == Some("1"),
+                limits: ProcessLimits::default(),
+            },
             user_namespace: !sharing.user,
             network_namespace: !sharing.network,
             time_namespace: !sharing.time,
