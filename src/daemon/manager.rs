@@ -103,14 +103,34 @@ async fn of_machine(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome 
     machine::serve(daemon, call, &name, request).await
 }
 
+/// A machine as `ListMachines` shows it.
+type Row = (String, &'static str, String, OwnedObjectPath);
+
+/// The answer of `ListMachines` as long as no machine comes or goes. Everybody who watches machines asks for it again and
+/// again, and making the paths of a thousand objects takes longer than sending them.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    changes: Option<u64>,
+    rows: Arc<Vec<Row>>,
+}
+
 fn list(daemon: &Daemon, call: &Call) -> Outcome {
-    let machines: Vec<Arc<Machine>> = daemon.registry().iter().cloned().collect();
-    let mut rows = Vec::with_capacity(machines.len() + 1);
-    rows.push((HOST, "host", "", object_path(machine_path(HOST))?));
-    for m in &machines {
-        rows.push((&m.name, m.class.as_str(), &m.service, object_path(machine_path(&m.name))?));
+    let rows = rows(daemon)?;
+    call.reply(&*rows)
+}
+
+fn rows(daemon: &Daemon) -> Outcome<Arc<Vec<Row>>> {
+    let registry = daemon.registry();
+    let mut listed = super::lock(&daemon.listed);
+    if listed.changes != Some(registry.changes()) {
+        let host = (HOST.to_owned(), "host", String::new(), object_path(machine_path(HOST))?);
+        let row = |m: &Arc<Machine>| {
+            Ok((m.name.clone(), m.class.as_str(), m.service.clone(), object_path(machine_path(&m.name))?))
+        };
+        let rows: Outcome<Vec<Row>> = std::iter::once(Ok(host)).chain(registry.iter().map(row)).collect();
+        *listed = Listed { changes: Some(registry.changes()), rows: Arc::new(rows?) };
     }
-    call.reply(&rows)
+    Ok(Arc::clone(&listed.rows))
 }
 
 async fn by_pid(daemon: &Arc<Daemon>, call: &Call, pid: u32) -> Outcome {

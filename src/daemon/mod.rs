@@ -131,6 +131,7 @@ struct Daemon {
     connection: Connection,
     runtime: SharedRuntime,
     registry: Mutex<Registry>,
+    listed: Mutex<manager::Listed>,
     callers: Mutex<HashMap<String, Credentials>>,
     /// Limit of open files that we were started with, if we have another by now.
     file_limit: Option<u64>,
@@ -311,6 +312,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         connection: connection.clone(),
         runtime: runtime.clone(),
         registry: Mutex::new(registry),
+        listed: Mutex::default(),
         callers: Mutex::default(),
         file_limit,
         units: Mutex::default(),

@@ -129,6 +129,7 @@ pub(super) struct Registry {
     dir: PathBuf,
     machines: BTreeMap<String, Arc<Machine>>,
     by_leader: HashMap<i32, String>,
+    changes: u64,
 }
 
 impl Registry {
@@ -136,7 +137,7 @@ impl Registry {
     pub(super) fn load(layout: &Layout) -> sys::Result<Self> {
         let dir = layout.machine_states();
         std::fs::create_dir_all(&dir).call(|| format!("mkdir('{}')", dir.display()))?;
-        let mut registry = Self { dir, machines: BTreeMap::new(), by_leader: HashMap::new() };
+        let mut registry = Self { dir, machines: BTreeMap::new(), by_leader: HashMap::new(), changes: 0 };
         let entries = std::fs::read_dir(&registry.dir).call(|| format!("readdir('{}')", registry.dir.display()))?;
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -162,6 +163,7 @@ impl Registry {
     }
 
     fn insert(&mut self, machine: Machine) {
+        self.changes += 1;
         self.by_leader.insert(machine.leader.pid, machine.name.clone());
         self.machines.insert(machine.name.clone(), Arc::new(machine));
     }
@@ -169,6 +171,7 @@ impl Registry {
     /// Forgets a machine.
     pub(super) fn remove(&mut self, name: &str) -> Option<Arc<Machine>> {
         let machine = self.machines.remove(name)?;
+        self.changes += 1;
         self.by_leader.remove(&machine.leader.pid);
         self.remove_files(name, Some(&machine.unit));
         Some(machine)
@@ -182,6 +185,11 @@ impl Registry {
     /// All, by name.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Machine>> {
         self.machines.values()
+    }
+
+    /// How often a machine has come or gone: what was made of all of them holds as long as this stays.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Whether there is none.
