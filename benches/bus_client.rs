@@ -1,7 +1,8 @@
-//! Times `ListMachines` and `GetMachine` of whoever owns `org.freedesktop.machine1`; run by `benches/daemon`.
+//! Times `ListMachines` and `GetMachine` of whoever owns `org.freedesktop.machine1` on each of some buses, in turn, so
+//! that a noisy host is as noisy for one as for the other; run by `benches/daemon`.
 //!
 //! ```text
-//! bus_client ROUNDS COUNT...      COUNTs ascending; a line of JSON for each
+//! bus_client ROUNDS DAEMON=ADDRESS... COUNT...      COUNTs ascending; a line of JSON for each daemon and count
 //! ```
 #![allow(
     clippy::print_stdout,
@@ -10,6 +11,7 @@
     reason = "a program that measures and fails where it cannot"
 )]
 
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -42,11 +44,87 @@ async fn owner(connection: &Connection) -> u32 {
     reply.body().deserialize().unwrap()
 }
 
-async fn register(connection: &Connection, index: usize, leader: u32) {
-    // In a unit of its own where there is systemd: machined knows no two machines in one.
-    let none: Vec<(&str, zbus::Variant<'_>)> = Vec::new();
-    let body = (format!("bench{index:04}"), &[0_u8; 0][..], "bench", "container", leader, "", none);
-    connection.call_method(Some(NAME), PATH, Some(MANAGER), "CreateMachine", &body).await.unwrap();
+/// A process that is taken for a machine, in a group that looks like a unit's: machined knows no two machines in one,
+/// and a thousand real scopes would take longer to make than all that is measured.
+struct Leader {
+    process: Child,
+    group: Option<PathBuf>,
+}
+
+impl Leader {
+    fn start(name: &str) -> Self {
+        let process = Command::new("sleep").arg("100000").stdin(Stdio::null()).spawn().unwrap();
+        let slice = Path::new("/sys/fs/cgroup/machine.slice");
+        let group = slice.is_dir().then(|| slice.join(format!("{name}.scope")));
+        if let Some(group) = &group {
+            std::fs::create_dir(group).unwrap();
+            std::fs::write(group.join("cgroup.procs"), process.id().to_string()).unwrap();
+        }
+        Self { process, group }
+    }
+
+    fn end(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        if let Some(group) = self.group {
+            // Who is dead for us may not be for the group yet.
+            while std::fs::remove_dir(&group).is_err_and(|e| e.kind() == std::io::ErrorKind::ResourceBusy) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// A daemon on a bus of its own, and its machines.
+struct Subject {
+    daemon: String,
+    connection: Connection,
+    leaders: Vec<Leader>,
+    list: Vec<Duration>,
+    get: Vec<Duration>,
+}
+
+impl Subject {
+    async fn connect(argument: &str) -> Self {
+        let (daemon, address) = argument.split_once('=').unwrap();
+        let connection = zbus::connection::Builder::address(address).build().await.unwrap();
+        Self { daemon: daemon.to_owned(), connection, leaders: Vec::new(), list: Vec::new(), get: Vec::new() }
+    }
+
+    fn machine(&self, index: usize) -> String {
+        format!("{}-{index:04}", self.daemon)
+    }
+
+    async fn add_machine(&mut self) {
+        let name = self.machine(self.leaders.len());
+        let leader = Leader::start(&name);
+        let body = (name, &[0_u8; 0][..], "bench", "container", leader.process.id(), "");
+        self.connection.call_method(Some(NAME), PATH, Some(MANAGER), "RegisterMachine", &body).await.unwrap();
+        self.leaders.push(leader);
+    }
+
+    async fn round(&mut self, round: usize) {
+        let begin = Instant::now();
+        list(&self.connection).await;
+        self.list.push(begin.elapsed());
+        let name = self.machine(round * 7 % self.leaders.len());
+        let begin = Instant::now();
+        self.connection.call_method(Some(NAME), PATH, Some(MANAGER), "GetMachine", &name).await.unwrap();
+        self.get.push(begin.elapsed());
+    }
+
+    async fn report(&mut self) {
+        let pid = owner(&self.connection).await;
+        println!(
+            "{{\"daemon\": \"{}\", \"machines\": {}, \"list_us\": {:.1}, \"get_us\": {:.1}, \"rss_kib\": {}, \"pss_kib\": {}}}",
+            self.daemon,
+            self.leaders.len(),
+            median(std::mem::take(&mut self.list)),
+            median(std::mem::take(&mut self.get)),
+            memory(pid, "Rss:"),
+            memory(pid, "Pss:")
+        );
+    }
 }
 
 async fn list(connection: &Connection) -> Message {
@@ -59,50 +137,32 @@ fn rows(reply: &Message) -> usize {
     rows.len()
 }
 
-async fn get(connection: &Connection, index: usize) {
-    let name = format!("bench{index:04}");
-    connection.call_method(Some(NAME), PATH, Some(MANAGER), "GetMachine", &name).await.unwrap();
-}
-
-async fn measure(connection: &Connection, rounds: usize, count: usize) {
-    let pid = owner(connection).await;
-    // `.host` is always there.
-    assert_eq!(rows(&list(connection).await), count + 1);
-    let mut times = (Vec::new(), Vec::new());
-    for round in 0..rounds {
-        let begin = Instant::now();
-        list(connection).await;
-        times.0.push(begin.elapsed());
-        let begin = Instant::now();
-        get(connection, round * 7 % count).await;
-        times.1.push(begin.elapsed());
-    }
-    println!(
-        "{{\"machines\": {count}, \"list_us\": {:.1}, \"get_us\": {:.1}, \"rss_kib\": {}, \"pss_kib\": {}}}",
-        median(times.0),
-        median(times.1),
-        memory(pid, "Rss:"),
-        memory(pid, "Pss:")
-    );
-}
-
 fn main() {
-    let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
-    let Some((rounds, counts)) = numbers.split_first() else { return };
-    let mut leaders: Vec<Child> = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    let rounds: usize = arguments.next().unwrap().parse().unwrap();
+    let (subjects, counts): (Vec<String>, Vec<String>) = arguments.partition(|argument| argument.contains('='));
     zbus::block_on(async {
-        let connection = Connection::system().await.unwrap();
-        for count in counts {
-            while leaders.len() < *count {
-                let leader = Command::new("sleep").arg("100000").stdin(Stdio::null()).spawn().unwrap();
-                register(&connection, leaders.len(), leader.id()).await;
-                leaders.push(leader);
-            }
-            measure(&connection, *rounds, *count).await;
+        let mut daemons = Vec::new();
+        for subject in &subjects {
+            daemons.push(Subject::connect(subject).await);
         }
+        for count in counts.iter().map(|count| count.parse::<usize>().unwrap()) {
+            for daemon in &mut daemons {
+                while daemon.leaders.len() < count {
+                    daemon.add_machine().await;
+                }
+                // `.host` is always there.
+                assert_eq!(rows(&list(&daemon.connection).await), count + 1);
+            }
+            for round in 0..rounds {
+                for daemon in &mut daemons {
+                    daemon.round(round).await;
+                }
+            }
+            for daemon in &mut daemons {
+                daemon.report().await;
+            }
+        }
+        daemons.into_iter().flat_map(|daemon| daemon.leaders).for_each(Leader::end);
     });
-    for leader in &mut leaders {
-        leader.kill().unwrap();
-        leader.wait().unwrap();
-    }
 }
