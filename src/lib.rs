@@ -43,6 +43,7 @@
 //! | `supervisor::group`, `supervisor::service` | whose the machine's group is; what its service manager is told |
 //! | `supervisor::registration` | the machine's entry in `org.freedesktop.machine1` |
 //! | `supervisor::rlimits` | rlimits, nice and oom score: raised with the host's rights, set just before exec |
+//! | [`supervisor::limits`] | a change of a running machine's limits, made by a child |
 //! | [`supervisor::stop`] | each init's own way to be stopped and restarted |
 //! | [`supervisor::console`], [`supervisor::control`], [`supervisor::state`] | pty, log and viewers; requests; what others may know |
 //! | [`supervisor::enter`] | commands in a running machine |

@@ -250,7 +250,12 @@ pub fn in_force(machine: &Path, limits: &[Limit]) -> Value {
         };
         let text = read_at(&dir, file).ok()?;
         let text = text.trim();
-        let value = text.parse::<u64>().map_or_else(|_| Value::from(text.replace('\n', "; ")), Value::from);
+        let number = match limit.key {
+            // A list, even where it has one element.
+            ResourceKey::Cpus | ResourceKey::Mems => None,
+            _ => text.parse::<u64>().ok(),
+        };
+        let value = number.map_or_else(|| Value::from(text.replace('\n', "; ")), Value::from);
         let name = match limit.key {
             ResourceKey::Hugetlb => limit.file.trim_end_matches(".max").to_owned(),
             key => key.to_string(),

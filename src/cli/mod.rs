@@ -17,6 +17,7 @@ mod man;
 pub mod output;
 pub mod plan;
 mod remote;
+mod set;
 mod start;
 mod stats;
 mod stop;
@@ -76,6 +77,8 @@ enum Verb {
     Freeze(Names),
     /// Let frozen machines go on
     Thaw(Names),
+    /// Change the limits of a machine while it runs
+    Set(SetArguments),
     /// Remove what a killed supervisor left behind
     Reap(Names),
     /// List machines
@@ -286,6 +289,18 @@ pub(crate) struct EnableArguments {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct SetArguments {
+    /// The machine
+    name: String,
+    /// Keys of `[resources]`, as in `memory-max=1G`; without a value, back to what the definition says
+    #[arg(required = true, value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Keep them for later starts, too, in a drop-in of the definition
+    #[arg(long)]
+    save: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct KillArguments {
     /// Machines
     #[arg(required = true, value_name = "NAME")]
@@ -392,6 +407,7 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::Kill(args) => machine::each(&args.names, |name| machine::kill(layout, name, args.signal, args.leader)),
         Verb::Freeze(args) => machine::each(&args.names, |name| machine::freeze(layout, name, true)),
         Verb::Thaw(args) => machine::each(&args.names, |name| machine::freeze(layout, name, false)),
+        Verb::Set(args) => set::set(layout, &args, quiet),
         Verb::Reap(args) => machine::each(&args.names, |name| machine::reap(layout, name, quiet)),
         Verb::List(args) => look::list(layout, &args),
         Verb::Status(args) => look::status(layout, &args),

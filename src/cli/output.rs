@@ -134,10 +134,20 @@ impl Failure {
         Self { status: error.exit_status(), causes: sources(error), ..Self::new(error.to_string()) }
     }
 
+    /// What was typed is wrong.
+    pub(crate) fn typed(error: ConfigError) -> Self {
+        Self { status: status::USAGE, ..error.into() }
+    }
+
+    /// Limits that this host cannot keep.
+    pub(crate) fn unmet(error: ConfigError) -> Self {
+        Self { status: status::FAILED, ..error.into() }
+    }
+
     /// A definition that this host cannot follow.
     pub(crate) fn plan(loaded: Loaded, error: &PlanError) -> Self {
         if let PlanError::Limits(unmet) = error {
-            return Self { status: status::FAILED, ..loaded.refuse(unmet).into() };
+            return Self::unmet(loaded.refuse(unmet));
         }
         let doing = format!("cannot plan machine '{}'", loaded.spec.name);
         let failure = Self { causes: vec![error.to_string()], ..Self::new(doing) };

@@ -40,14 +40,22 @@ pub(super) fn is_file(name_or_file: &str) -> bool {
     name_or_file.contains('/') || name_or_file.ends_with(".toml")
 }
 
-/// Finds, reads and merges everything that defines one machine.
-pub(super) fn read(layout: &Layout, name_or_file: &str) -> Result<Layered, ConfigError> {
+/// Finds, reads and merges everything that defines one machine; `instead` is a drop-in that is to have another text.
+pub(super) fn read(
+    layout: &Layout,
+    name_or_file: &str,
+    instead: Option<(&Path, &str)>,
+) -> Result<Layered, ConfigError> {
     let place = if is_file(name_or_file) { at_file(layout, name_or_file)? } else { by_name(layout, name_or_file)? };
     let mut reading = Reading { problems: Problems::default(), profile_dirs: place.profile_dirs, is_toml: true };
     let (main, mut top) = reading.parse(place.path, place.text);
     let mut order = vec![main];
-    for path in drop_ins(&place.drop_in_dirs)? {
-        let Some(text) = read_text(&path)? else { continue };
+    for path in drop_ins(&place.drop_in_dirs, instead.map(|(path, _)| path))? {
+        let text = match instead.filter(|(other, _)| *other == path) {
+            Some((_, text)) => Some(text.to_owned()),
+            None => read_text(&path)?,
+        };
+        let Some(text) = text else { continue };
         let (index, file) = reading.parse(path, text);
         order.push(index);
         top.put_over(file);
@@ -109,9 +117,11 @@ fn at_file(layout: &Layout, file: &str) -> Result<Found, ConfigError> {
     Ok(Found { name, path, text, drop_in_dirs: vec![drop_in_dir.into()], profile_dirs })
 }
 
-/// Drop-ins of all directories by file name; of two with the same name the stronger directory's.
-fn drop_ins(dirs: &[PathBuf]) -> Result<Vec<PathBuf>, ConfigError> {
+/// Drop-ins of all directories by file name; of two with the same name `more`, which need not exist, or the stronger
+/// directory's.
+fn drop_ins(dirs: &[PathBuf], more: Option<&Path>) -> Result<Vec<PathBuf>, ConfigError> {
     let mut found: BTreeMap<OsString, PathBuf> = BTreeMap::new();
+    found.extend(more.and_then(|path| Some((path.file_name()?.to_owned(), path.to_owned()))));
     for dir in dirs {
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
@@ -136,7 +146,7 @@ pub(super) fn is_definition(name: &std::ffi::OsStr) -> bool {
 }
 
 /// Reads a whole file as text; nothing if there is none.
-fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
+pub(super) fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
     let failed = |action| move |error| ConfigError::Io { action, path: path.to_owned(), error };
     let unfit = |why: String| Err(ConfigError::Unfit { path: path.to_owned(), why });
     // Without O_NONBLOCK a FIFO of that name would make us wait for a writer.
@@ -168,6 +178,22 @@ fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
     })
 }
 
+/// Records what the parser says, in clearer words for the commonest mistakes.
+pub(super) fn report_syntax(problems: &mut Problems, place: Place, message: &str) {
+    let source = Arc::clone(problems.file(place.file));
+    let text = source.text.get(place.start..place.end).unwrap_or_default();
+    if message.starts_with("string values must be quoted") {
+        match text {
+            "" => drop(problems.report(place, "a value is missing")),
+            text => drop(problems.report(place, "text must be in quotes").hint(format!("write \"{}\"", escaped(text)))),
+        }
+    } else if message == "duplicate key" {
+        problems.report(place, format!("`{}` is given twice", escaped(text)));
+    } else {
+        problems.report(place, message);
+    }
+}
+
 /// Profiles on the way down, to see a cycle, and those already read, in the order they are laid.
 struct Profiles {
     chain: Vec<String>,
@@ -195,7 +221,7 @@ impl Reading {
             let line = source.line(span.start);
             if bad_lines.last() != Some(&line) {
                 bad_lines.push(line);
-                self.syntax_error(Place::new(index, span), error.message());
+                report_syntax(&mut self.problems, Place::new(index, span), error.message());
             }
         }
         self.is_toml &= errors.is_empty();
@@ -206,24 +232,6 @@ impl Reading {
             self.problems.forget_on_lines(index, mark, &bad_lines);
         }
         (index, file.unwrap_or_else(MachineFile::unset))
-    }
-
-    /// Records what the parser says, in clearer words for the commonest mistakes.
-    fn syntax_error(&mut self, place: Place, message: &str) {
-        let source = Arc::clone(self.problems.file(place.file));
-        let text = source.text.get(place.start..place.end).unwrap_or_default();
-        if message.starts_with("string values must be quoted") {
-            match text {
-                "" => drop(self.problems.report(place, "a value is missing")),
-                text => drop(
-                    self.problems.report(place, "text must be in quotes").hint(format!("write \"{}\"", escaped(text))),
-                ),
-            }
-        } else if message == "duplicate key" {
-            self.problems.report(place, format!("`{}` is given twice", escaped(text)));
-        } else {
-            self.problems.report(place, message);
-        }
     }
 
     /// Reads a profile after those it extends; each profile is laid once, where it is first needed.

@@ -8,6 +8,7 @@
 //! Every problem of every file is found before anything is reported, each with its line. Nothing here looks at
 //! the trees, directories and images a definition names, and nothing is ever written.
 
+mod change;
 mod device;
 mod diagnostic;
 mod family;
@@ -31,6 +32,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+pub use change::{Change, drop_in, read_drop_in};
 pub use diagnostic::Diagnostic;
 pub use family::{Family, Member};
 
@@ -198,7 +200,17 @@ pub fn parse_time(text: &str) -> Result<Option<std::time::Duration>, String> {
 
 /// Finds, reads and checks one definition, by name or by file.
 pub fn load(layout: &Layout, name_or_file: &str) -> Result<Loaded, ConfigError> {
-    let layers::Layered { name, mut file, main, order, is_toml, mut problems } = layers::read(layout, name_or_file)?;
+    load_with(layout, name_or_file, None)
+}
+
+/// The same with another text in one of its drop-ins, which need not exist.
+pub fn load_with(
+    layout: &Layout,
+    name_or_file: &str,
+    instead: Option<(&std::path::Path, &str)>,
+) -> Result<Loaded, ConfigError> {
+    let layered = layers::read(layout, name_or_file, instead)?;
+    let layers::Layered { name, mut file, main, order, is_toml, mut problems } = layered;
     validate::settle(&name, &mut file);
     let spec = if is_toml { validate::validate(name, &file, main, &mut problems) } else { None };
     let Some(spec) = spec.filter(|_| problems.is_empty()) else {

@@ -241,6 +241,12 @@ impl MapKey for PageSize {
     }
 }
 
+impl PageSize {
+    pub(super) fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
 fn parse_huge(text: &str) -> Result<Bound<u64>, Complaint> {
     match text {
         "infinity" => Ok(Bound::Infinity),

@@ -12,7 +12,7 @@ impl Origin {
 }
 
 /// Writes a value in TOML without line breaks. Keys come from us and are all bare.
-fn inline(value: &Json) -> String {
+pub(super) fn inline(value: &Json) -> String {
     match value {
         Json::Null => "unset".to_owned(),
         Json::Bool(_) | Json::Number(_) => value.to_string(),

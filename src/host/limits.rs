@@ -37,10 +37,6 @@ impl LimitFacts {
         if resources.is_unset() {
             return Self::default();
         }
-        let controllers = |group: &Path| {
-            let text = read_text(&group.join("cgroup.controllers")).unwrap_or_default();
-            text.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>()
-        };
         let unit = cgroup.filter(|facts| facts.unit.is_some());
         let set = |path: &str| NumberSet::of_kernel(&read(path).unwrap_or_default());
         let mems = set("/sys/devices/system/node/has_memory");
@@ -57,6 +53,12 @@ impl LimitFacts {
             disks: resources.io_max.iter().map(|limit| disk(&limit.device)).collect(),
         }
     }
+}
+
+/// The controllers that a group has.
+pub(super) fn controllers(group: &Path) -> Vec<String> {
+    let text = read_text(&group.join("cgroup.controllers")).unwrap_or_default();
+    text.split_ascii_whitespace().map(str::to_owned).collect()
 }
 
 /// Controllers on hierarchies of version 1, in the text of `/proc/PID/cgroup`, by their names in version 2.

@@ -116,6 +116,13 @@ pub fn probe_for(resources: &Resources) -> Result<HostFacts> {
     Ok(HostFacts { limits: LimitFacts::of(resources, facts.cgroup.as_ref()), ..facts })
 }
 
+/// Looks at the host for a machine that runs in the group of a unit, if it has one.
+pub fn probe_beside(resources: &Resources, unit: Option<&Path>) -> Result<HostFacts> {
+    let mut facts = probe_for(resources)?;
+    facts.limits.unit_controllers = unit.map(limits::controllers).unwrap_or_default();
+    Ok(facts)
+}
+
 fn read(path: &str) -> Result<String> {
     read_text(Path::new(path))
 }

@@ -348,8 +348,9 @@ impl Running {
 
     fn conclude_change(&mut self) {
         if let Some(changing) = self.changing.take() {
-            changing.conclude(&mut self.prepared.job, &mut self.state);
+            let answer = changing.conclude(&mut self.prepared.job, &mut self.state);
             self.save();
+            changing.tell(&answer);
         }
     }
 

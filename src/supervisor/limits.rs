@@ -68,11 +68,11 @@ impl Changing {
         self.channel.as_fd()
     }
 
-    /// Takes the child's word, makes it the machine's and tells who has asked.
-    pub(super) fn conclude(self, job: &mut Job, state: &mut State) {
+    /// Takes the child's word and makes it the machine's; gives the answer for [`Self::tell`].
+    pub(super) fn conclude(&self, job: &mut Job, state: &mut State) -> Answer {
         let mut buffer = vec![0; 4096];
         let received = socket::receive(&self.channel, &mut buffer).map_or(0, |received| received.len);
-        let answer = match serde_json::from_slice::<Outcome>(&buffer[..received]) {
+        match serde_json::from_slice::<Outcome>(&buffer[..received]) {
             Ok(None) => {
                 job.plan.limits.clone_from(&self.new.limits);
                 job.resources.clone_from(&self.new.resources);
@@ -82,9 +82,13 @@ impl Changing {
             }
             Ok(Some((why, hint))) => Answer::NotLimited { why, hint },
             Err(_) => Answer::Refused("the child that was to do it died".into()),
-        };
+        }
+    }
+
+    /// Tells who has asked, who may look at the state file from then on.
+    pub(super) fn tell(self, answer: &Answer) {
         // Whoever went away does not need it.
-        let _ = control::send(&self.asker, &answer);
+        let _ = control::send(&self.asker, answer);
     }
 }
 

@@ -100,3 +100,153 @@ fn sizes_and_disks_that_the_host_does_not_have_are_refused_before_anything_is_ma
     assert!(!host.path("var/lib/machinist").exists());
     host.assert_nothing_left();
 }
+
+/// Definition of a machine with 4 MiB of huge pages in all.
+fn limited(host: &Host) -> String {
+    host.define("limited", &format!("{IDLE}[resources]\nhugetlb.2M = \"4M\"\n"))
+}
+
+fn drop_in(host: &Host, machine: &str) -> PathBuf {
+    host.path("etc/machinist/machines").join(format!("{machine}.toml.d/50-set.toml"))
+}
+
+#[test]
+fn a_limit_is_changed_while_the_machine_runs_and_stays_so_until_it_ends() {
+    let host = Host::new();
+    let machine = limited(&host);
+    host.ok(&["start", &machine]);
+    let output = host.run(&["set", &machine, "hugetlb.2M=8M", "resources.hugetlb.1G=0"]);
+    assert_eq!((output.status, output.stderr), (0, format!("Machine '{machine}' has its new limits.\n")));
+    assert_eq!(host.status(&machine, "limits"), r#"{"hugetlb.1GB":0,"hugetlb.2MB":8388608}"#);
+    host.ok(&["reboot", &machine]);
+    assert_eq!(host.status(&machine, "limits"), r#"{"hugetlb.1GB":0,"hugetlb.2MB":8388608}"#);
+    // Without a value it is again what the definition says, or nothing.
+    host.ok(&["set", &machine, "hugetlb.2M=", "hugetlb.1G="]);
+    assert_eq!(host.status(&machine, "limits"), r#"{"hugetlb.2MB":4194304}"#);
+    let group = huge_pages(&host, &machine).with_file_name("hugetlb.1GB.max");
+    assert_eq!(std::fs::read_to_string(group).expect("read").trim(), "max");
+    host.ok(&["set", &machine, "hugetlb.2M=infinity"]);
+    assert_eq!(written(&host, &machine), "max");
+    assert!(!drop_in(&host, &machine).parent().expect("a directory").join("50-set.toml").exists());
+    host.ok(&["stop", &machine]);
+    host.ok(&["start", &machine]);
+    assert_eq!(written(&host, &machine), "4194304", "nothing was saved");
+    host.ok(&["stop", &machine]);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn what_is_saved_holds_for_later_starts() {
+    let host = Host::new();
+    let machine = limited(&host);
+    let file = drop_in(&host, &machine);
+    let output = host.run(&["set", &machine, "hugetlb.2M=6M"]);
+    let expected = format!(
+        "error: machine '{machine}' is not running\n  \
+         hint: `machinist set --save {machine} …` keeps the settings for its next start\n"
+    );
+    assert_eq!((output.status, output.stderr), (1, expected));
+    let output = host.run(&["set", "--save", &machine, "hugetlb.2M=6M"]);
+    let expected = format!("They are in '{}' for its next start.\n", file.display());
+    assert_eq!((output.status, output.stderr), (0, expected));
+    let first = std::fs::read_to_string(&file).expect("the drop-in");
+    assert!(first.starts_with("# Written by `machinist set --save`"), "{first}");
+    assert!(first.ends_with("\n[resources.hugetlb]\n2M = \"6M\"\n"), "{first}");
+    host.ok(&["start", &machine]);
+    assert_eq!(written(&host, &machine), "6291456");
+    host.ok(&["set", &machine, "hugetlb.2M=2M", "hugetlb.1G=0", "--save"]);
+    assert_eq!(written(&host, &machine), "2097152");
+    host.ok(&["set", &machine, "hugetlb.2M=", "--save"]);
+    assert_eq!(written(&host, &machine), "4194304", "what the definition says");
+    let text = std::fs::read_to_string(&file).expect("the drop-in");
+    assert!(text.ends_with("\n[resources.hugetlb]\n1G = \"0\"\n"), "{text}");
+    host.ok(&["stop", &machine]);
+    host.ok(&["start", &machine]);
+    assert_eq!(host.status(&machine, "limits"), r#"{"hugetlb.1GB":0,"hugetlb.2MB":4194304}"#);
+    host.ok(&["set", &machine, "hugetlb.1G=", "--save"]);
+    assert!(!file.exists(), "nothing is left in it");
+    host.ok(&["stop", &machine]);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn a_wrong_setting_changes_nothing() {
+    let host = Host::new();
+    let machine = limited(&host);
+    host.ok(&["start", &machine]);
+    let dir = drop_in(&host, &machine).with_file_name("");
+    let before = std::fs::read_dir(&dir).expect("list").count();
+    let output =
+        host.run(&["set", "--save", &machine, "hugetlb.2M=8M", "memory-max=12Q", "boot.ready=started", "cpus=1-0"]);
+    let expected = "error: `resources.memory-max`: '12Q' is no size, as in \"512M\" or \"50%\"\n --> command line:2:14\n  |\n\
+        2 | memory-max = \"12Q\"\n  |              ^^^^^\n  |\n  = hint: the units are K, M, G and T, each 1024 of the one before\n\n\
+        error: `boot.ready` cannot be changed while a machine runs: it needs a restart\n --> command line:3:1\n  |\n\
+        3 | boot.ready = \"started\"\n  | ^^^^^^^^^^\n  |\n  = hint: edit its definition, stop the machine and start it again\n\n\
+        error: `resources.cpus`: the range '1-0' ends before it begins\n --> command line:4:8\n  |\n\
+        4 | cpus = \"1-0\"\n  |        ^^^^^\n  |\n  = hint: write \"0-1\"\n";
+    assert_eq!((output.status, output.stderr.as_str()), (2, expected));
+    // A controller that this host does not have, and a size of pages.
+    for save in [&["set", &machine][..], &["set", "--save", &machine]] {
+        let refused = host.run(&[save, &["hugetlb.2M=8M", "pids-max=100", "hugetlb.4M=8M"]].concat());
+        assert_eq!(refused.status, 1, "{refused:?}");
+        assert!(
+            refused.stderr.contains("error: `resources.pids-max`: the controller 'pids' is not on cgroup2"),
+            "{refused:?}"
+        );
+        assert!(refused.stderr.contains("error: `resources.hugetlb.4M`: this host has huge pages of "), "{refused:?}");
+    }
+    // Somebody else's drop-in that comes later.
+    std::fs::write(dir.join("90-other.toml"), "# mine\n[resources]\nhugetlb.2M = \"2M\"\n").expect("write");
+    let beaten = host.run(&["set", "--save", &machine, "hugetlb.2M=8M"]);
+    assert_eq!(beaten.status, 1);
+    assert!(
+        beaten.stderr.contains("cannot save `resources.hugetlb.2M`: '") && beaten.stderr.contains("in line 3"),
+        "{beaten:?}"
+    );
+    assert_eq!(written(&host, &machine), "4194304");
+    assert_eq!(std::fs::read_dir(&dir).expect("list").count(), before + 1, "only the other drop-in came");
+    assert_eq!(host.run(&["set", &host.name("nobody"), "pids-max=9"]).status, 1);
+    assert_eq!(host.run(&["set", &machine]).status, 2);
+    host.ok(&["stop", &machine]);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn a_machine_goes_on_without_its_definition() {
+    let host = Host::new();
+    let machine = limited(&host);
+    host.ok(&["start", &machine]);
+    let definition = host.path("etc/machinist/machines").join(format!("{machine}.toml"));
+    std::fs::remove_file(&definition).expect("remove");
+    std::fs::remove_dir_all(definition.with_extension("toml.d")).expect("remove");
+    host.ok(&["set", &machine, "hugetlb.2M=8M"]);
+    assert_eq!(written(&host, &machine), "8388608");
+    let output = host.run(&["set", "--save", &machine, "hugetlb.2M=2M"]);
+    assert_eq!(output.status, 78, "{output:?}");
+    assert!(output.stderr.ends_with("hint: without its definition a machine cannot be started again\n"), "{output:?}");
+    assert_eq!(written(&host, &machine), "8388608", "all or nothing");
+    assert!(!definition.with_extension("toml.d").exists());
+    host.ok(&["set", &machine, "hugetlb.2M="]);
+    assert_eq!(written(&host, &machine), "max", "there is nothing to go back to");
+    assert!(host.ok(&["status", &machine]).contains("running"));
+    host.ok(&["reboot", &machine]);
+    host.ok(&["stop", &machine]);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn two_who_change_a_machine_at_once_both_have_their_way() {
+    let host = Host::new();
+    let machine = limited(&host);
+    host.ok(&["start", &machine]);
+    for round in 1_u64..=5 {
+        let (pages, huge) = (format!("hugetlb.2M={}M", 4 * round), format!("hugetlb.1G={round}G"));
+        let run = |setting: &str| host.command().args(["--quiet", "set", &machine, setting]).spawn().expect("spawn");
+        let mut both = [run(&pages), run(&huge)];
+        assert!(both.iter_mut().all(|child| child.wait().expect("wait").success()));
+        let expected = format!(r#"{{"hugetlb.1GB":{},"hugetlb.2MB":{}}}"#, round << 30, round << 22);
+        assert_eq!(host.status(&machine, "limits"), expected);
+    }
+    host.ok(&["stop", &machine]);
+    host.assert_nothing_left();
+}
