@@ -45,6 +45,8 @@
 //! | `supervisor::rlimits` | rlimits, nice and oom score: raised with the host's rights, set just before exec |
 //! | [`supervisor::limits`] | a change of a running machine's limits, made by a child |
 //! | [`supervisor::stop`] | each init's own way to be stopped and restarted |
+//! | `supervisor::ready` | when it counts as ready: a word of its init, or a check |
+//! | [`supervisor::restart`], `supervisor::pause` | whether a machine that has ended is started again; the time until then |
 //! | [`supervisor::console`], [`supervisor::control`], [`supervisor::state`] | pty, log and viewers; requests; what others may know |
 //! | [`supervisor::enter`] | commands in a running machine |
 //! | [`supervisor::seal`] | our own program cannot be written through a machine |
@@ -72,8 +74,9 @@
 //!    registered by a child that has been on the bus since step 4, and says go.
 //! 7. The inner child drops what it must not have, loads the filter and executes the init. The socket's end of file
 //!    tells the supervisor that it worked.
-//! 8. The poll loop runs until the leader ends. A reboot goes back to step 4 with the same locks, groups, ids and
-//!    console; otherwise everything is given back in reverse order.
+//! 8. The poll loop runs until the leader ends. A reboot, or an end that nobody asked for where the definition says so,
+//!    goes back to step 4 with the same locks, groups, ids and console; otherwise everything is given back in reverse
+//!    order.
 //!
 //! # Invariants
 //!
@@ -106,7 +109,7 @@
 //!   into a mount namespace from a more privileged one. Masks and read-only views need no care of their own.
 //!   Since such a child cannot mount what belongs to its namespaces, a process that shares its memory does, in
 //!   a mount namespace made for that.
-//! - **A reboot is a turn of a loop in the supervisor**, not a new execution or exit status 133: locks, ids, viewers
+//! - **A reboot or restart is a turn of a loop in the supervisor**, not a new execution or exit status 133: locks, ids, viewers
 //!   of the console and its log go on without a gap, and nobody can take the machine's place meanwhile. Under a unit
 //!   too: no supervisor ends with 133, and a payload that does is said to have failed with 1, as systemd-nspawn has
 //!   it. A unit would start a machine again (`RestartForceExitStatus=133`) that has not asked for it.

@@ -259,6 +259,14 @@ pub fn is_frozen(path: &Path) -> bool {
         .is_ok_and(|text| text.contains("frozen 1"))
 }
 
+/// Whether processes of the payload of the machine at `path` have been killed because its memory was used up.
+pub fn ran_out_of_memory(path: &Path) -> bool {
+    let events = open_dir(rustix::fs::CWD, path.join("payload")).and_then(|dir| read_at(&dir, "memory.events"));
+    // Without the controller nobody counts.
+    let kills = events.ok().and_then(|text| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()));
+    kills.is_some_and(|kills: u64| kills > 0)
+}
+
 /// Every process below the group at `path`, with its group.
 pub fn members(path: &Path) -> Result<Vec<(PathBuf, i32)>> {
     let dir = open_dir(rustix::fs::CWD, path)?;

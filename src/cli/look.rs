@@ -109,6 +109,10 @@ fn describe(machine: &Value) -> String {
             text.push_str(&format!("{key:>11}: {}\n", clean(&value)));
         }
     };
+    let restarts = number(&machine["restarts"]).filter(|restarts| *restarts > 0);
+    let last = word("last-end").map_or(String::new(), |last| format!(", the last after it {last}"));
+    line("Restarts", restarts.map(|restarts| format!("{restarts}{last}")));
+    line("Waits for", word("waits-for"));
     if !machine["leader"].is_null() {
         line("Since", number(&machine["since"]).map(|since| format!("{} ago", age(seconds_since(since)))));
         line("Leader", Some(format!("{} (supervisor {})", machine["leader"], machine["supervisor"])));

@@ -15,8 +15,8 @@ use crate::spec::{Layout, MachineName, Resources, UserMode};
 use crate::supervisor::console::{AttachEnd, Mode, attach};
 use crate::supervisor::control::{self, Answer, Request};
 use crate::supervisor::enter::{Target, attend};
-use crate::supervisor::state::{self, State};
-use crate::supervisor::{self, Job, MachineError, Prepared, seal};
+use crate::supervisor::state::{self, Phase, State};
+use crate::supervisor::{self, Job, MachineError, Prepared, seal, stop};
 use crate::sys::process;
 use crate::{cgroup, config, host};
 
@@ -221,6 +221,13 @@ pub(super) fn parse_signal(text: &str) -> Result<i32, String> {
 /// `machinist kill`
 pub(super) fn kill(layout: &Layout, name: &str, signal: i32, leader: bool) -> Result<(), Failure> {
     let (name, state) = running(layout, name)?;
+    // Whatever happens then is no reason to start the machine again.
+    if stop::is_end(state.init_kind, signal) {
+        control::announce(layout, &name);
+        if state.phase == Phase::Restarting {
+            return Ok(());
+        }
+    }
     let result = if leader {
         state.open_leader().and_then(|fd| process::pidfd_send_signal(fd, signal))
     } else if signal == libc::SIGKILL {
@@ -290,6 +297,9 @@ fn enter<T>(
         return Err(
             Failure::new(format!("machine '{name}' is frozen")).hint(format!("`machinist thaw {name}` lets it go on"))
         );
+    }
+    if state.phase == Phase::Restarting {
+        return Err(Failure::new(format!("machine '{name}' has ended and is about to be started again")));
     }
     if state.ids.is_none() {
         seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;

@@ -67,7 +67,10 @@ fn with_nulls(mut object: Value, keys: &[&str]) -> Value {
 /// What runs, for those who may not look themselves.
 pub(super) fn list(layout: &Layout, all: bool) -> Option<Result<Vec<Value>, Failure>> {
     let list = if is_root() { None } else { ask(layout, |daemon| daemon.list(all)) };
-    let whole = |row: Value| if row["leader"].is_null() { row } else { with_nulls(row, &["init", "ids"]) };
+    let whole = |row: Value| match row["supervisor"].is_null() {
+        true => row,
+        false => with_nulls(row, &["init", "ids", "leader"]),
+    };
     list.map(|list| list.map(|rows| rows.into_iter().map(whole).collect()))
 }
 
@@ -75,7 +78,8 @@ pub(super) fn list(layout: &Layout, all: bool) -> Option<Result<Vec<Value>, Fail
 pub(super) fn machine(layout: &Layout, name: &str) -> Option<Result<Value, Failure>> {
     let found = if is_root() { None } else { ask(layout, |daemon| daemon.machine(name)) };
     let whole = |machine: Value| {
-        if machine["leader"].is_null() {
+        // Those that are only defined have less.
+        if machine["supervisor"].is_null() {
             return machine;
         }
         let mut machine = with_nulls(machine, &MAY_BE_NULL);

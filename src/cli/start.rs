@@ -11,7 +11,7 @@ use super::{StartArguments, carried, remote};
 use crate::config::{self, Family, Loaded};
 use crate::plan::order::{Graph, Skipped};
 use crate::spec::{Layout, MachineName, Ready, UserMode};
-use crate::supervisor::{self, MachineError, Prepared, seal, state, watch};
+use crate::supervisor::{self, Exit, MachineError, Prepared, seal, state, watch};
 use crate::sys::process::{self, Clone as CloneHow, Fork};
 use crate::sys::socket;
 use crate::{daemon, host};
@@ -324,9 +324,7 @@ fn background(prepared: Prepared, doing: &str, wire: Option<OwnedFd>) -> ! {
     let name = prepared.name().clone();
     let failure = if nix::unistd::setsid().is_ok() && to_dev_null() {
         match prepared.run() {
-            Ok(exit) => Failure::new(doing)
-                .cause(format!("it ended with status {} before it was ready", exit.status))
-                .hint(format!("`machinist logs {name}` shows what it said")),
+            Ok(exit) => not_ready(&name, doing, &exit),
             Err(e) => Failure::machine(doing, &e),
         }
     } else {
@@ -339,6 +337,16 @@ fn background(prepared: Prepared, doing: &str, wire: Option<OwnedFd>) -> ! {
         let _ = socket::send(&wire, &failure.to_wire(), &[]);
     }
     process::exit_now(0)
+}
+
+/// What `start` says of a machine that has ended too early.
+fn not_ready(name: &MachineName, doing: &str, exit: &Exit) -> Failure {
+    let failure = match &exit.gave_up {
+        Some(text) => Failure::new(doing).cause(text.clone()).cause(format!("the last time it {}", exit.reason())),
+        None if exit.asked => Failure::new(doing).cause("it was stopped before it was ready"),
+        None => Failure::new(doing).cause(format!("it {} before it was ready", exit.reason())),
+    };
+    failure.hint(format!("`machinist logs {name}` shows what it said"))
 }
 
 fn to_dev_null() -> bool {

@@ -13,6 +13,7 @@ use crate::cgroup;
 use crate::spec::{InitKind, MachineName};
 use crate::supervisor::control::{self, Request as Ask};
 use crate::supervisor::state::{self, State};
+use crate::supervisor::stop;
 use crate::sys::process;
 
 /// What can be asked of one machine.
@@ -203,10 +204,20 @@ async fn terminate(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outc
     authorise(daemon, call, machine, "manage-machines", "terminate").await?;
     match own_state(daemon, machine) {
         // Its supervisor sees the end, gives everything back and unregisters it.
-        Some(state) => cgroup::kill_payload(&state.cgroup)?,
+        Some(state) => {
+            announce(daemon, machine).await?;
+            cgroup::kill_payload(&state.cgroup)?;
+        }
         None => super::scope::terminate(daemon, machine).await?,
     }
     call.reply(&())
+}
+
+/// Tells the supervisor of a machine of ours that somebody is about to end it.
+async fn announce(daemon: &Arc<Daemon>, machine: &Machine) -> Outcome<()> {
+    let name = MachineName::parse(&machine.name).map_err(Failure::failed)?;
+    let layout = daemon.layout.clone();
+    daemon.blocking(move || control::announce(&layout, &name)).await
 }
 
 /// Poweroff as clients of machined ask for it: a signal that only systemd knows.
@@ -227,6 +238,9 @@ async fn kill(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, whom: &str, 
     };
     authorise(daemon, call, machine, "manage-machines", "kill").await?;
     let own = own_state(daemon, machine);
+    if whom != "supervisor" && own.as_ref().is_some_and(|state| stop::is_end(state.init_kind, signal)) {
+        announce(daemon, machine).await?;
+    }
     match whom {
         "leader" => match own.as_ref().and_then(|state| translated(state, signal)) {
             Some(ask) => {

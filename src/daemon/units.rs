@@ -123,6 +123,7 @@ impl Unit {
         match self.state.as_ref().map(|state| state.phase) {
             Some(Phase::Starting) => ("activating", "start"),
             Some(Phase::Running) => ("active", "running"),
+            Some(Phase::Restarting) => ("activating", "auto-restart"),
             Some(Phase::Stopping) => ("deactivating", "stop-sigterm"),
             None if lock(&daemon.stand_in.failed).contains(&self.name) => ("failed", "failed"),
             None => ("inactive", "dead"),

@@ -1,8 +1,9 @@
 //! Requests to a running supervisor: one SEQPACKET connection each, on a socket only root can reach.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,8 @@ pub enum Request {
     Reboot,
     /// Change the limits, for later boots of the machine, too.
     Limit(Box<NewLimits>),
+    /// Nothing; but if the machine ends soon, somebody has wanted that.
+    Expect,
 }
 
 /// What is answered; the connection ends when the machine has.
@@ -62,6 +65,59 @@ pub enum Answer {
     },
     /// It cannot be done.
     Refused(String),
+}
+
+/// How long a supervisor may take to hear of what is coming.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Tells the supervisor of `name` that what comes next is meant to end the machine, so that it is not started again.
+///
+/// What comes next does not depend on it: a supervisor that does not answer is no reason to spare its machine.
+pub fn announce(layout: &Layout, name: &MachineName) {
+    let Ok(connection) = ask(layout, name, &Request::Expect) else { return };
+    let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+    // Readable when it has answered or gone.
+    let _ = poll(&mut [PollFd::new(connection.as_fd(), PollFlags::POLLIN)], patience);
+}
+
+/// Connections that have not said yet what they want.
+#[derive(Debug, Default)]
+pub(super) struct Callers(Vec<Option<OwnedFd>>);
+
+impl Callers {
+    /// More than these wait until others have spoken.
+    const MOST: usize = 64;
+
+    /// The connections to wait for, each with its number.
+    pub(super) fn poll_fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, usize)> {
+        self.0.iter().enumerate().filter_map(|(index, connection)| Some((connection.as_ref()?.as_fd(), index)))
+    }
+
+    /// Takes in everybody who has come.
+    pub(super) fn admit(&mut self, listener: impl AsFd) {
+        while let Ok(Some(connection)) = socket::accept(&listener) {
+            if self.0.len() < Self::MOST {
+                self.0.push(Some(connection));
+            }
+        }
+    }
+
+    /// Takes the request of the caller `index`; what is none is refused.
+    pub(super) fn hear(&mut self, index: usize) -> Option<(Request, OwnedFd)> {
+        let connection = self.0.get_mut(index).and_then(Option::take)?;
+        match receive::<Request>(&connection) {
+            Ok(request) => Some((request?, connection)),
+            Err(e) => {
+                let _ = send(&connection, &Answer::Refused(e.to_string()));
+                None
+            }
+        }
+    }
+
+    /// Forgets those who have been heard.
+    pub(super) fn tidy(&mut self) {
+        self.0.retain(Option::is_some);
+    }
 }
 
 /// Connects to the supervisor of `name` and sends `request`.

@@ -16,7 +16,7 @@ use super::{Job, MachineError};
 use crate::plan::TreePlan;
 use crate::rootfs::mounts::Texts;
 use crate::rootfs::{Doing as _, StepError, devices};
-use crate::spec::{InitKind, MachineId, Ownership};
+use crate::spec::{InitKind, MachineId, Ownership, Restart};
 use crate::sys::process::{self, Clone, Fork};
 use crate::sys::{self, Context as _, socket};
 
@@ -43,7 +43,10 @@ pub(super) fn launch(mut prepared: Prepared) -> Result<Running, Box<(MachineErro
         Ok(launched)
     });
     match result {
-        Ok(launched) => Ok(Running::new(prepared, launched.leader, launched.notify, launched.state)),
+        Ok(launched) => {
+            prepared.begun = true;
+            Ok(Running::new(prepared, launched.leader, launched.notify, launched.state))
+        }
         Err(error) => Err(Box::new((error, prepared))),
     }
 }
@@ -126,7 +129,7 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
 }
 
 /// What others may know of the boot that begins.
-fn state(prepared: &Prepared, leader: i32, init: Option<String>, init_kind: Option<InitKind>) -> State {
+pub(super) fn state(prepared: &Prepared, leader: i32, init: Option<String>, init_kind: Option<InitKind>) -> State {
     let plan = &prepared.job.plan;
     State {
         name: plan.name.as_str().to_owned(),
@@ -155,6 +158,11 @@ fn state(prepared: &Prepared, leader: i32, init: Option<String>, init_kind: Opti
         },
         definition: prepared.job.definition.clone(),
         status: None,
+        waits_for: None,
+        restarts: prepared.history.restarts(),
+        last_end: prepared.history.last().map(str::to_owned),
+        // Who runs it in the foreground sees to it.
+        restart: Some(plan.exec.restart).filter(|policy| prepared.job.background && policy.when != Restart::No),
     }
 }
 

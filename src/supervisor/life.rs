@@ -7,31 +7,22 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
-use super::MachineError;
 use super::console::{Event, Token};
-use super::control::{self, Answer};
+use super::control::{self, Answer, Callers};
 use super::enter::{self, Command, Stdio};
 use super::limits::{Changing, NewLimits};
+use super::pause::Pause;
 use super::prepare::Prepared;
-use super::service::ServiceManager;
+use super::ready::Awaited;
+use super::restart::{End, Exit, Next};
 use super::state::{Phase, State};
 use super::stop::{self, Request, Way};
+use super::{MachineError, launch};
 use crate::bus::systemd1::STOP_SIGNAL;
 use crate::cgroup;
-use crate::spec::{InitKind, Ready};
+use crate::spec::Span;
 use crate::sys::process::{self, Ended as ProcessEnded};
 use crate::sys::{Errno, socket};
-
-/// How a machine ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exit {
-    /// Exit status for whoever ran it.
-    pub status: u8,
-    /// It wants to be started again.
-    pub reboot: bool,
-    /// It did not end by itself in time and was killed.
-    pub killed: bool,
-}
 
 /// Signals that concern the supervisor; SIGURG is [`STOP_SIGNAL`].
 pub(super) const SIGNALS: [Signal; 6] =
@@ -48,15 +39,16 @@ pub(super) struct Running {
     leader: OwnedFd,
     notify: OwnedFd,
     state: State,
-    manager: ServiceManager,
-    ready: bool,
+    /// What it takes to be ready.
+    awaited: Awaited,
     stop: Option<Stopping>,
+    /// An end until then is one that somebody asked for.
+    expected: Option<Instant>,
     /// Connections that wait for the machine to end.
     waiting: Vec<OwnedFd>,
-    /// Connections that have not said yet what they want.
-    callers: Vec<Option<OwnedFd>>,
     /// A change of its limits.
     changing: Option<Changing>,
+    callers: Callers,
     trimmed: bool,
 }
 
@@ -92,15 +84,32 @@ const NOT_LISTENING: Duration = Duration::from_millis(50);
 /// How long a machine without a limit may take to stop, to a service manager, which knows no such thing.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
+/// How long an end that somebody has announced may take where nothing limits an orderly stop.
+const EXPECTED: Duration = Duration::from_secs(90);
+
+/// Pause after a poll that failed, for want of memory: without it the loop would spin.
+pub(super) const UNPOLLED: Duration = Duration::from_millis(100);
+
 /// What a killed machine needs beyond its limit until the supervisor has gone.
 const LAST_STEPS: Duration = Duration::from_secs(30);
 
 /// A machine that has ended, with everything it held.
 #[derive(Debug)]
 pub(super) struct Ended {
-    prepared: Prepared,
-    waiting: Vec<OwnedFd>,
-    pub(super) exit: Exit,
+    pub(super) prepared: Prepared,
+    pub(super) waiting: Vec<OwnedFd>,
+    /// What was last said of it.
+    state: State,
+    exit: Exit,
+}
+
+/// What follows an end.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// Everything has been given back.
+    Over(Exit),
+    /// The machine is to be launched again.
+    Again(Box<Prepared>),
 }
 
 /// Which descriptor a poll result belongs to.
@@ -113,54 +122,58 @@ enum Source {
     Caller(usize),
     StopCommand,
     Limits,
+    Check,
     Console(Token),
 }
 
 impl Running {
     pub(super) fn new(prepared: Prepared, leader: OwnedFd, notify: OwnedFd, state: State) -> Self {
+        let awaited = Awaited::new(&prepared.job.plan.exec.ready, state.init_kind);
         Self {
             prepared,
             leader,
             notify,
             state,
-            manager: ServiceManager::of_environment(),
-            ready: false,
+            awaited,
             stop: None,
+            expected: None,
             waiting: Vec::new(),
-            callers: Vec::new(),
             changing: None,
+            callers: Callers::default(),
             trimmed: false,
         }
     }
 
     /// Serves the machine until its leader has ended.
     pub(super) fn wait(mut self, signals: &SignalFd) -> Ended {
-        if !self.waits_for_notice() {
+        if matches!(self.awaited, Awaited::Nothing) {
             self.become_ready();
         }
+        self.tell_awaited();
         let ended = loop {
-            let (sources, results) = match self.poll(signals.as_fd()) {
-                Ok(list) => list.into_iter().unzip::<_, _, Vec<_>, Vec<_>>(),
-                // Without poll there is no machine to serve.
-                Err(_) => (Vec::new(), Vec::new()),
-            };
-            for (source, flags) in sources.into_iter().zip(results) {
+            let ready = self.poll(signals.as_fd()).unwrap_or_else(|_| {
+                // What is due and the leader's end are seen to all the same.
+                std::thread::sleep(UNPOLLED);
+                Vec::new()
+            });
+            for (source, flags) in ready {
                 match source {
-                    Source::Leader => {}
+                    Source::Leader | Source::Check => {}
                     Source::Signals => self.take_signals(signals),
                     Source::Notify => self.take_notices(),
-                    Source::Listener => self.take_callers(),
+                    Source::Listener => self.callers.admit(&self.prepared.control),
                     Source::Caller(index) => self.hear(index),
                     Source::StopCommand => self.step_stop_command(),
                     Source::Limits => self.conclude_change(),
                     Source::Console(token) => self.serve_console(token, flags),
                 }
             }
-            self.callers.retain(Option::is_some);
-            self.manager.beat();
+            self.callers.tidy();
+            self.prepared.manager.beat();
             match process::wait_pidfd(&self.leader, false) {
                 Ok(Some(ended)) => break ended,
                 Ok(None) => {
+                    self.check();
                     self.ask_init();
                     self.enforce_deadline();
                 }
@@ -170,11 +183,24 @@ impl Running {
         self.end(ended)
     }
 
-    fn waits_for_notice(&self) -> bool {
-        match self.prepared.job.plan.exec.ready {
-            Ready::Notify | Ready::Exec(_) | Ready::Port(_) => true,
-            Ready::Started => false,
-            Ready::Auto => self.state.init_kind == Some(InitKind::Systemd),
+    /// Goes on with the check that says whether it is ready, if there is one.
+    fn check(&mut self) {
+        if self.awaited.step(&self.state, self.leader.as_fd()) {
+            self.become_ready();
+        }
+        self.tell_awaited();
+    }
+
+    /// Tells what is waited for, if that has changed.
+    fn tell_awaited(&mut self) {
+        let awaited = self.awaited.describe().filter(|_| self.stop.is_none());
+        if awaited == self.state.waits_for {
+            return;
+        }
+        self.state.waits_for = awaited;
+        self.save();
+        if let Some(text) = &self.state.waits_for {
+            self.prepared.manager.tell(&format!("STATUS=Machine starting, waits for {text}."));
         }
     }
 
@@ -186,9 +212,8 @@ impl Running {
         list.push((self.leader.as_fd(), read, Source::Leader));
         list.push((self.notify.as_fd(), read, Source::Notify));
         list.push((self.prepared.control.as_fd(), read, Source::Listener));
-        list.extend(
-            self.callers.iter().enumerate().filter_map(|(i, fd)| Some((fd.as_ref()?.as_fd(), read, Source::Caller(i)))),
-        );
+        list.extend(self.callers.poll_fds().map(|(fd, index)| (fd, read, Source::Caller(index))));
+        list.extend(self.awaited.poll_fd().map(|fd| (fd, read, Source::Check)));
         let command = self.stop.as_ref().and_then(|s| s.command.as_ref());
         list.extend(command.map(|c| (c.poll_fd(), read, Source::StopCommand)));
         list.extend(self.changing.as_ref().map(|c| (c.poll_fd(), read, Source::Limits)));
@@ -220,7 +245,8 @@ impl Running {
         let idle = (!self.trimmed).then_some(Duration::from_millis(500));
         let asking = |s: &Stopping| s.ask_at.filter(|_| s.command.is_none() && !s.killed);
         let stop = self.stop.iter().flat_map(|s| [s.deadline, asking(s)]).flatten();
-        let at = stop.chain(self.manager.due()).map(|at| at.saturating_duration_since(Instant::now()));
+        let due = self.prepared.manager.due().into_iter().chain(self.awaited.due());
+        let at = stop.chain(due).map(|at| at.saturating_duration_since(Instant::now()));
         match idle.into_iter().chain(at).min() {
             Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
@@ -253,7 +279,7 @@ impl Running {
             let text = String::from_utf8_lossy(&buffer[..received.len]);
             let mut changed = false;
             for line in text.lines() {
-                if line == "READY=1" && !self.ready {
+                if line == "READY=1" && self.awaited.is_notice() {
                     self.become_ready();
                 } else if let Some(status) = line.strip_prefix("STATUS=") {
                     let clean: String = status.chars().filter(|c| !c.is_control()).take(200).collect();
@@ -268,13 +294,19 @@ impl Running {
     }
 
     fn become_ready(&mut self) {
-        self.ready = true;
+        self.awaited = Awaited::Nothing;
+        self.state.waits_for = None;
         if self.state.phase == Phase::Starting {
             self.state.phase = Phase::Running;
-            self.save();
         }
+        self.save();
         if let Some(report) = self.prepared.report.take() {
             // Nobody there to hear it is no failure of the machine.
+            let again = self.prepared.history.last().map(|last| {
+                let (name, starts) = (self.prepared.name(), self.prepared.history.restarts().saturating_add(1));
+                format!("machine '{name}' needed {starts} starts until it was ready; before the last it {last}")
+            });
+            self.prepared.warnings.extend(again);
             let _ = socket::send(&report, ready(&self.prepared.warnings).as_bytes(), &[]);
         }
         let killed = self.prepared.was_killed;
@@ -282,7 +314,9 @@ impl Running {
             // Whoever went away does not need it.
             let _ = control::send(&connection, &Answer::Rebooted { killed });
         }
-        self.manager.tell(&format!("READY=1\nSTATUS=Machine running.\nX_NSPAWN_LEADER_PID={}", self.state.leader));
+        self.prepared
+            .manager
+            .tell(&format!("READY=1\nSTATUS=Machine running.\nX_NSPAWN_LEADER_PID={}", self.state.leader));
     }
 
     fn save(&self) {
@@ -290,25 +324,9 @@ impl Running {
         let _ = self.prepared.run_dir.write(&self.state);
     }
 
-    fn take_callers(&mut self) {
-        while let Ok(Some(connection)) = socket::accept(&self.prepared.control) {
-            if self.callers.len() < 64 {
-                self.callers.push(Some(connection));
-            }
-        }
-    }
-
     /// Takes the request of the caller `index`.
     fn hear(&mut self, index: usize) {
-        let Some(connection) = self.callers.get_mut(index).and_then(Option::take) else { return };
-        let request = match control::receive::<control::Request>(&connection) {
-            Ok(Some(request)) => request,
-            Ok(None) => return,
-            Err(e) => {
-                let _ = control::send(&connection, &Answer::Refused(e.to_string()));
-                return;
-            }
-        };
+        let Some((request, connection)) = self.callers.hear(index) else { return };
         match request {
             control::Request::Console => {
                 if let Some(console) = &mut self.prepared.console {
@@ -327,6 +345,11 @@ impl Running {
                 self.begin(Request::Reboot, None);
             }
             control::Request::Limit(new) => self.begin_change(*new, connection),
+            control::Request::Expect => {
+                let limit = self.prepared.job.plan.exec.stop_timeout.map_or(EXPECTED, Duration::from_secs);
+                self.expected = Instant::now().checked_add(limit);
+                let _ = control::send(&connection, &Answer::Accepted);
+            }
         }
     }
 
@@ -375,10 +398,15 @@ impl Running {
             return;
         }
         self.state.phase = Phase::Stopping;
+        if !self.awaited.is_notice() {
+            // A check would be one more process to end.
+            self.awaited = Awaited::Nothing;
+        }
+        self.state.waits_for = None;
         self.save();
         // A frozen init hears nothing.
         let _ = cgroup::freeze(&self.state.cgroup, false);
-        self.manager.tell(&match request {
+        self.prepared.manager.tell(&match request {
             Request::Poweroff => {
                 // The service manager's own limit must not be shorter than the machine's.
                 let time = limit.unwrap_or(FOR_EVER).min(FOR_EVER).saturating_add(LAST_STEPS).as_micros();
@@ -459,6 +487,9 @@ impl Running {
 
     /// What the leader's end means.
     fn end(mut self, ended: ProcessEnded) -> Ended {
+        self.awaited = Awaited::Nothing;
+        let out_of_memory = cgroup::ran_out_of_memory(&self.state.cgroup);
+        let expected = self.expected.is_some_and(|until| Instant::now() <= until);
         let asked = self.stop.take();
         let killed = asked.as_ref().is_some_and(|s| s.killed);
         let reboot_asked = asked.as_ref().is_some_and(|s| s.request == Request::Reboot);
@@ -474,6 +505,14 @@ impl Running {
             ProcessEnded::Exited(code) => (code, false),
         };
         let status = if status == REBOOT { 1 } else { status };
+        let end = match ended {
+            ProcessEnded::Killed(libc::SIGHUP) => End::Reboot,
+            ProcessEnded::Killed(libc::SIGINT) => End::Poweroff,
+            ProcessEnded::Killed(signal) => End::Killed(signal),
+            ProcessEnded::Exited(code) => End::Exited(code),
+        };
+        let asked = asked.is_some() || expected;
+        let exit = Exit { end, status, reboot, asked, killed, out_of_memory, gave_up: None };
         if let Some(console) = &mut self.prepared.console {
             console.drain(Duration::from_millis(500));
         }
@@ -481,13 +520,60 @@ impl Running {
             self.prepared.wait_for_boot.append(&mut self.waiting);
             self.prepared.was_killed = killed;
         }
-        Ended { prepared: self.prepared, waiting: self.waiting, exit: Exit { status, reboot, killed } }
+        Ended { prepared: self.prepared, waiting: self.waiting, state: self.state, exit }
     }
 }
 
 impl Ended {
+    /// A machine of which nothing ran that could end.
+    pub(super) fn not_started(prepared: Prepared, error: &MachineError) -> Self {
+        let exit = Exit {
+            end: End::NotStarted(error.whole()),
+            status: 1,
+            reboot: false,
+            asked: false,
+            killed: false,
+            out_of_memory: false,
+            gave_up: None,
+        };
+        let state = launch::state(&prepared, 0, None, None);
+        Self { prepared, waiting: Vec::new(), state, exit }
+    }
+
+    /// Does what follows this end: nothing, or another start, before which there may be a pause.
+    pub(super) fn next(mut self, signals: &SignalFd) -> Result<Turn, MachineError> {
+        if self.exit.reboot {
+            return self.prepared.renew().map(Box::new).map(Turn::Again);
+        }
+        let name = self.prepared.name().to_string();
+        match self.prepared.history.next(&name, &self.exit, Instant::now()) {
+            Next::Over => self.finish().map(Turn::Over),
+            Next::GiveUp(text) => {
+                self.prepared.tell(&format!("machine '{name}' {}", self.exit.reason()));
+                self.prepared.tell(&text);
+                self.exit.gave_up = Some(text);
+                self.finish().map(Turn::Over)
+            }
+            Next::After(delay) => {
+                let reason = self.exit.reason();
+                self.prepared.tell(&format!("machine '{name}' {reason}; started again in {}", Span(delay)));
+                self.state.phase = Phase::Restarting;
+                self.state.leader = 0;
+                self.state.waits_for = None;
+                self.state.restarts = self.prepared.history.restarts();
+                self.state.last_end = Some(reason);
+                // The machine goes on without.
+                let _ = self.prepared.run_dir.write(&self.state);
+                match Pause::new(self, delay).wait(signals) {
+                    (ended, true) => ended.prepared.renew().map(Box::new).map(Turn::Again),
+                    (ended, false) => ended.finish().map(Turn::Over),
+                }
+            }
+        }
+    }
+
     /// Gives everything back and tells those who wait.
-    pub(super) fn finish(mut self) -> Result<(), MachineError> {
+    fn finish(mut self) -> Result<Exit, MachineError> {
         let waiting = std::mem::take(&mut self.waiting);
         if let Some(console) = &mut self.prepared.console {
             console.close_viewers("the machine has ended");
@@ -497,11 +583,6 @@ impl Ended {
         for connection in waiting {
             let _ = control::send(&connection, &answer);
         }
-        result
-    }
-
-    /// Makes the control group anew and keeps all else, ids and console included.
-    pub(super) fn again(self) -> Result<Prepared, MachineError> {
-        self.prepared.renew()
+        result.map(|()| self.exit)
     }
 }

@@ -7,8 +7,15 @@
 //!     | admit: state file, console, registration, "go"              launch.rs, registration.rs
 //!  Running    one poll loop                                         life.rs
 //!     | the leader ends, or is made to                              stop.rs
-//!  Ended      poweroff: everything is given back, in reverse order; reboot: back to Prepared
+//!  Ended      what follows is decided                               restart.rs
+//!     |- it is over: everything is given back, in reverse order
+//!     |- a reboot: back to Prepared
+//!     `- it ended by itself and is to be kept up:
+//!  Pause      a poll loop without a machine; back to Prepared, or over, if somebody stops it    pause.rs
 //! ```
+//!
+//! While Running the machine is `starting` until it is ready (ready.rs), then `running`, and `stopping` once it has been
+//! asked to end; in a Pause it is `restarting`. A start that fails is an Ended, too, once a payload has run.
 //!
 //! The supervisor has one thread, holds every guard, and dies with nothing running: leader and children are
 //! tied to it by `PR_SET_PDEATHSIG`. What a killed one leaves (an empty cgroup, a run directory) is found by name
@@ -23,8 +30,11 @@ pub mod handshake;
 pub mod launch;
 pub mod life;
 pub mod limits;
+mod pause;
 pub mod prepare;
+mod ready;
 mod registration;
+pub mod restart;
 mod rlimits;
 pub mod seal;
 mod service;
@@ -46,8 +56,10 @@ use crate::rootfs::idmap::{self, IdMapError};
 use crate::spec::{Layout, MachineName, MachineSpec, Resources, UserMode};
 use crate::sys::{self, process};
 
-pub use life::Exit;
+use life::{Ended, Turn};
 pub use prepare::Prepared;
+pub use restart::{End, Exit};
+use service::ServiceManager;
 use state::{RunDir, RunDirError};
 
 /// What the supervisor is asked to run, and for whom.
@@ -117,6 +129,12 @@ impl std::error::Error for MachineError {
 }
 
 impl MachineError {
+    /// The error with its causes on one line.
+    pub fn whole(&self) -> String {
+        let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
+        std::iter::once(self.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -144,7 +162,7 @@ pub fn prepare(job: Job) -> Result<Prepared, MachineError> {
 }
 
 impl Prepared {
-    /// Runs the machine until it is powered off; starts it again as often as it reboots.
+    /// Runs the machine until it is over; starts it again as often as it reboots, or as its definition says.
     pub fn run(self) -> Result<Exit, MachineError> {
         let mut prepared = self;
         // Whoever runs this is in the machine's group by now.
@@ -159,22 +177,24 @@ impl Prepared {
                 return Err(StepError { doing, cause: Some(cause), hint: None }.into());
             }
         };
+        prepared.manager = ServiceManager::of_environment();
         loop {
-            let running = match launch::launch(prepared) {
-                Ok(running) => running,
+            let ended = match launch::launch(prepared) {
+                Ok(running) => running.wait(&signals),
                 Err(failed) => {
                     let (error, prepared) = *failed;
-                    // The first failure is what the user needs; what stays is removed by the next start.
-                    let _ = prepared.finish();
-                    return Err(error);
+                    if !prepared.begun || !prepared.history.is_kept_up() {
+                        // The first failure is what the user needs; what stays is removed by the next start.
+                        let _ = prepared.finish();
+                        return Err(error);
+                    }
+                    Ended::not_started(prepared, &error)
                 }
             };
-            let ended = running.wait(&signals);
-            if !ended.exit.reboot {
-                let exit = ended.exit;
-                return ended.finish().map(|()| exit);
+            match ended.next(&signals)? {
+                Turn::Over(exit) => return Ok(exit),
+                Turn::Again(renewed) => prepared = *renewed,
             }
-            prepared = ended.again()?;
         }
     }
 }

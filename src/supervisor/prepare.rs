@@ -8,6 +8,8 @@ use rustix::fs::Mode as FileMode;
 use super::console::{self, LogFile};
 use super::group::{self, Group};
 use super::registration::Unregistering;
+use super::restart::History;
+use super::service::ServiceManager;
 use super::state::{RunDir, RunDirError, make_private_dir};
 use super::{Job, MachineError, control};
 use crate::bus::BusError;
@@ -56,6 +58,12 @@ pub struct Prepared {
     pub(super) warnings: Vec<String>,
     /// The last boot did not end in time.
     pub(super) was_killed: bool,
+    /// A payload of it has run.
+    pub(super) begun: bool,
+    /// Its ends that nobody asked for.
+    pub(super) history: History,
+    /// Whose unit we are the main process of.
+    pub(super) manager: ServiceManager,
 }
 
 /// Takes locks, the id range, directories, sockets and the control group.
@@ -75,6 +83,7 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
     };
     match prepare_rest(&job, &run_dir) {
         Ok((devices, ids, (held, overlays, images), filter, control, Group { group, scope, no_bus })) => Ok(Prepared {
+            history: History::new(plan.exec.restart),
             job,
             run_dir,
             ids,
@@ -93,6 +102,8 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
             registered: false,
             warnings: Vec::new(),
             was_killed: false,
+            begun: false,
+            manager: ServiceManager::default(),
         }),
         Err(error) => {
             // The first failure is what the user needs; a directory that stays is removed by the next start.
@@ -254,6 +265,17 @@ impl Prepared {
             self.warnings.push(text);
         } else {
             (self.job.on_warning)(&text);
+        }
+    }
+
+    /// Tells of the machine's own end what follows: in its log, to its viewers, its service manager and whoever runs it.
+    pub(super) fn tell(&mut self, text: &str) {
+        if let Some(console) = &mut self.console {
+            console.remark(text);
+        }
+        self.manager.tell(&format!("STATUS={text}"));
+        if !self.job.background {
+            (self.job.on_warning)(text);
         }
     }
 

@@ -18,7 +18,7 @@ use super::enter::{Rights, Target};
 use crate::cgroup;
 use crate::plan::limits::Limit;
 use crate::plan::seccomp::{self, SyscallPolicy};
-use crate::spec::{IdRange, InitKind, Layout, MachineName, ProcessLimits, Resources};
+use crate::spec::{IdRange, InitKind, Layout, MachineName, ProcessLimits, Resources, RestartPolicy};
 use crate::sys::{self, Context as _, Errno, Error, process};
 
 /// Where a machine is in its life.
@@ -31,6 +31,8 @@ pub enum Phase {
     Running,
     /// It has been asked to stop or to reboot.
     Stopping,
+    /// It has ended by itself and is about to be started again.
+    Restarting,
 }
 
 impl Phase {
@@ -40,6 +42,7 @@ impl Phase {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Stopping => "stopping",
+            Self::Restarting => "restarting",
         }
     }
 }
@@ -55,7 +58,7 @@ pub struct State {
     pub machine_id: Option<String>,
     /// Where it is in its life.
     pub phase: Phase,
-    /// PID 1 of the machine as the host sees it.
+    /// PID 1 of the machine as the host sees it; 0 while there is none.
     pub leader: i32,
     /// When the leader started, in clock ticks since boot: tells it from a later process of the same number.
     pub leader_start: u64,
@@ -99,6 +102,18 @@ pub struct State {
     pub definition: Option<PathBuf>,
     /// What the guest last said of itself (`STATUS=`).
     pub status: Option<String>,
+    /// What has to happen before it counts as ready, in words.
+    #[serde(default)]
+    pub waits_for: Option<String>,
+    /// How often it has been started again after it had ended by itself.
+    #[serde(default)]
+    pub restarts: u32,
+    /// What happened to it before the last of these, to follow its name.
+    #[serde(default)]
+    pub last_end: Option<String>,
+    /// Whoever finds it without its supervisor starts it again by these rules; unset if somebody else sees to that.
+    #[serde(default)]
+    pub restart: Option<RestartPolicy>,
 }
 
 const FILE: &str = "state.json";
@@ -289,7 +304,8 @@ pub fn summary(name: &str, state: Option<&State>) -> Value {
             "state": s.word(),
             // Null for a command without an init.
             "init": s.init.as_ref().map(|_| s.init_kind.map_or("unknown", InitKind::as_str)),
-            "leader": s.leader,
+            // Null while it is to be started again.
+            "leader": s.leader(),
             "supervisor": s.supervisor,
             "ids": s.ids,
             "since": s.since,
@@ -316,7 +332,19 @@ pub struct Statistics {
 }
 
 /// Keys of [`State::details`] that may be null, for those who get it over a bus that has no null.
-pub const MAY_BE_NULL: [&str; 7] = ["definition", "ids", "init", "init-kind", "machine-id", "status", "unit"];
+pub const MAY_BE_NULL: [&str; 11] = [
+    "definition",
+    "ids",
+    "init",
+    "init-kind",
+    "last-end",
+    "leader",
+    "machine-id",
+    "restart",
+    "status",
+    "unit",
+    "waits-for",
+];
 
 impl State {
     /// The word for what the machine does now.
@@ -331,6 +359,7 @@ impl State {
             object.remove("phase");
             object.remove("resources");
             object.insert("limits".into(), cgroup::limits::in_force(&self.cgroup, &self.limits));
+            object.insert("leader".into(), self.leader().into());
             object.insert("state".into(), self.word().into());
             object.insert("usage".into(), serde_json::to_value(cgroup::usage(&self.cgroup)).unwrap_or_default());
         }
@@ -349,6 +378,11 @@ impl State {
             monotonic_usec: u64::try_from(usec).unwrap_or(0),
             usage: cgroup::usage(&self.cgroup),
         }
+    }
+
+    /// PID 1 of the machine as the host sees it, if there is one at the moment.
+    pub fn leader(&self) -> Option<i32> {
+        (self.leader > 0).then_some(self.leader)
     }
 
     /// What may be done by a command that enters the machine: what its payload may.
@@ -443,7 +477,7 @@ mod tests {
 
     #[test]
     fn what_may_be_null_is_listed() {
-        let text = r#"{"name": "a", "phase": "running", "leader": 2, "leader-start": 1, "supervisor": 3, "since": 4,
+        let text = r#"{"name": "a", "phase": "restarting", "leader": 0, "leader-start": 1, "supervisor": 3, "since": 4,
             "private-network": true, "own-clock": false, "cgroup": "/nonexistent", "capabilities": 0,
             "no-new-privileges": false, "seccomp": {"allow": [], "deny": []}, "root": "x"}"#;
         let state: State = serde_json::from_str(text).expect("all that must be there");

@@ -53,6 +53,13 @@ pub fn way(kind: Option<InitKind>, request: Request) -> Way {
     }
 }
 
+/// Whether who sends this signal to a leader means the machine to end.
+pub fn is_end(kind: Option<InitKind>, signal: i32) -> bool {
+    // Halt, which ends a machine as poweroff does.
+    let halt = kind == Some(InitKind::Systemd) && signal == libc::SIGRTMIN() + 3;
+    signal == libc::SIGKILL || halt || way(kind, Request::Poweroff) == Way::Signal(signal)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +70,15 @@ mod tests {
             assert_ne!(way(Some(kind), Request::Poweroff), way(Some(kind), Request::Reboot), "{kind:?}");
         }
         assert_ne!(way(Some(InitKind::Busybox), Request::Poweroff), Way::Signal(libc::SIGTERM));
+    }
+
+    #[test]
+    fn a_signal_that_reboots_is_not_meant_to_end_a_machine() {
+        assert!(is_end(None, libc::SIGKILL) && is_end(None, libc::SIGTERM));
+        assert!(is_end(Some(InitKind::Systemd), libc::SIGRTMIN() + 3));
+        assert!(is_end(Some(InitKind::Systemd), libc::SIGRTMIN() + 4));
+        assert!(!is_end(Some(InitKind::Systemd), libc::SIGRTMIN() + 5));
+        assert!(!is_end(Some(InitKind::Busybox), libc::SIGTERM));
+        assert!(!is_end(None, libc::SIGHUP));
     }
 }

@@ -194,7 +194,9 @@ fn only_the_words_of_the_filter_reach_up() {
 
 #[test]
 fn the_daemon_runs_no_machine() {
-    let known = ["supervisor::state", "supervisor::control", "supervisor::enter"];
+    // The last two are pure.
+    let known =
+        ["supervisor::state", "supervisor::control", "supervisor::enter", "supervisor::stop", "supervisor::restart"];
     let broken: Vec<String> = lines()
         .iter()
         .filter(|line| line.module() == "daemon" && line.text.contains("crate::supervisor"))

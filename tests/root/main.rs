@@ -19,6 +19,7 @@ mod images;
 mod images_machined;
 mod isolation;
 mod kills;
+mod life;
 mod limits;
 mod mounts;
 mod order;

@@ -231,6 +231,19 @@ impl Console {
         Ok(())
     }
 
+    /// Puts a line of ours between those of the machine, for the log and viewers.
+    pub fn remark(&mut self, text: &str) {
+        let before = if self.recent.is_at_line_start() { "" } else { "\r\n" };
+        let mut message = vec![DATA];
+        message.extend(format!("{before}[machinist] {text}\r\n").bytes().filter(|b| *b != 0x1b));
+        if let Some(error) = self.log.as_mut().and_then(|log| log.append(&message[1..])) {
+            self.warning = Some(error);
+        }
+        self.recent.push(&message[1..]);
+        self.viewers.iter_mut().for_each(|viewer| viewer.send(&message));
+        self.viewers.retain(|v| !v.is_dead());
+    }
+
     /// Passes on everything a machine that has ended left in its terminal.
     ///
     /// Standard output and viewers that take nothing for as long as `patience` lose the rest.

@@ -143,6 +143,11 @@ impl Recent {
         self.bytes.extend(data);
     }
 
+    /// Whether the last output ended a line.
+    pub(super) fn is_at_line_start(&self) -> bool {
+        self.bytes.back().is_none_or(|last| *last == b'\n')
+    }
+
     /// A [`DATA`] message that begins at a whole line, if there is something to show.
     pub(super) fn message(&self) -> Option<Vec<u8>> {
         // A line cut in half may begin inside an escape sequence.
