@@ -11,8 +11,10 @@ use super::values::{Complaint, HostPath, read_text};
 use crate::spec::{Device, GuestPath, ID_RANGE_SIZE, Permission, UserMode};
 
 table! {
-    /// A device of the host that the machine may use: its node, its owner and what may be done with it. Opening any
-    /// other device gives EPERM.
+    /// A device of the host that the machine may use: its node, its owner and what may be done with it. "Operation not
+    /// permitted" (EPERM) from a device in the machine means that it has no entry here, or one whose `permission` lacks the
+    /// letter; "Permission denied" (EACCES) is about `owner` and `mode`, or about a device that comes from elsewhere, such as
+    /// a bind. What a device can do to the host, a machine that has it can do.
     DeviceTable {
         /// Absolute path of the device's node on the host, such as "/dev/fuse". Symlinks are followed.
         "node" node: Option<HostPath> = None,

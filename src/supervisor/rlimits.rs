@@ -12,13 +12,21 @@ use crate::sys::{self, Errno, Error, process};
 
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
+/// What is limited, the soft and the hard limit.
+type Default = (Word, Option<u64>, Option<u64>);
+
 /// What a kernel boots with, in place of the limits of whoever called us; the first of the hard ones is systemd's.
-const DEFAULTS: [(Word, Option<u64>, Option<u64>); 4] = [
+const DEFAULTS: [Default; 4] = [
     (Word::Nofile, Some(1024), Some(524_288)),
     (Word::Core, Some(0), None),
     (Word::Stack, Some(8 << 20), None),
     (Word::Memlock, Some(8 << 20), Some(8 << 20)),
 ];
+
+/// The defaults of those that are not asked for.
+fn unasked(wanted: &ProcessLimits) -> impl Iterator<Item = Default> {
+    DEFAULTS.into_iter().filter(|(word, ..)| wanted.rlimits.iter().all(|limit| limit.resource != *word))
+}
 
 fn resource(word: Word) -> Resource {
     match word {
@@ -48,6 +56,13 @@ fn is_above(limit: Option<u64>, other: Option<u64>) -> bool {
 
 /// With the rights of the host: raises what only they can, and sets priorities, which children inherit.
 pub(super) fn raise(wanted: &ProcessLimits) -> Result<(), StepError> {
+    for (word, _, usual) in unasked(wanted) {
+        let (soft, hard) = rlimits::limits(resource(word));
+        if is_above(usual, hard) {
+            // As far as the host allows, which `reset` looks at.
+            let _ = rlimits::set_limits(resource(word), soft, usual);
+        }
+    }
     for limit in &wanted.rlimits {
         let (soft, hard) = rlimits::limits(resource(limit.resource));
         if is_above(limit.hard, hard) {
@@ -86,10 +101,7 @@ fn no_limit(limit: &Rlimit, hard: Option<u64>, cause: Error) -> StepError {
 
 /// Gives this process the defaults for what is not asked for, as far as we may.
 pub(super) fn reset(wanted: &ProcessLimits) -> sys::Result<()> {
-    for (word, soft, hard) in DEFAULTS {
-        if wanted.rlimits.iter().any(|limit| limit.resource == word) {
-            continue;
-        }
+    for (word, soft, hard) in unasked(wanted) {
         let resource = resource(word);
         if rlimits::set_limits(resource, soft, hard).is_err() {
             // Without CAP_SYS_RESOURCE the hard limit can only sink: take what we have.

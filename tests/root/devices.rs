@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use crate::small_tree::{Canary, SmallTree, run_after};
-use crate::support::{Host, Output};
+use crate::support::{Host, Output, finish};
 
 const MODES: [&str; 2] = ["auto", "host"];
 
@@ -18,6 +18,14 @@ fn idle(mode: &str, more: &str) -> String {
 fn started(host: &Host, toml: &str) -> String {
     let machine = host.define("m", toml);
     host.ok(&["start", &machine]);
+    machine
+}
+
+/// The same as on kernels that cannot map the ids of a tmpfs.
+fn started_as_old(host: &Host, toml: &str) -> String {
+    let machine = host.define("m", toml);
+    let output = finish(host.command().args(["start", &machine]).env("MACHINIST_TEST_OLD_KERNEL", "1"));
+    assert_eq!(output.status, 0, "{output:?}");
     machine
 }
 
@@ -79,6 +87,16 @@ fn a_listed_device_opens_and_all_others_are_refused() {
 }
 
 #[test]
+fn a_tunnel_works_in_a_network_of_the_machines_own() {
+    let host = Host::new();
+    let machine = started(&host, &idle("auto", "[[device]]\nnode = \"/dev/net/tun\"\nmode = \"0666\"\n"));
+    let made = host.sh(&machine, "tunctl -t tap7 >/dev/null && ls /sys/class/net && tunctl -d tap7 >/dev/null");
+    assert_eq!(made, "lo\ntap7\n");
+    assert!(!Path::new("/sys/class/net/tap7").exists());
+    end(&host, &machine);
+}
+
+#[test]
 fn a_device_given_for_reading_is_not_written() {
     for mode in MODES {
         let host = Host::new();
@@ -105,12 +123,15 @@ fn a_device_given_for_reading_is_not_written() {
 
 #[test]
 fn owner_mode_and_place_are_those_of_the_file() {
-    for mode in MODES {
+    type Start = fn(&Host, &str) -> String;
+    for (mode, start) in
+        [("auto", started as Start), ("host", started), ("identity", started), ("auto", started_as_old)]
+    {
         let host = Host::new();
         let given = "[[device]]\nnode = \"/dev/fuse\"\nowner = \"1000:44\"\nmode = \"0640\"\n\
                      [[device]]\nnode = \"/dev/loop0\"\ntarget = \"/dev/disk/by-name/data\"\nmode = \"0600\"\n\
                      [[device]]\nnode = \"/dev/net/tun\"\n";
-        let machine = started(&host, &idle(mode, given));
+        let machine = start(&host, &idle(mode, given));
         for boot in 1..=2 {
             let seen =
                 host.sh(&machine, "cd /dev; stat -c '%n %F %t:%T %u:%g %a' fuse disk disk/by-name/data net net/tun");
@@ -252,6 +273,39 @@ fn names_of_one_device_have_one_permission() {
     assert_not_started(&host, &machine, &host.run(&["start", &machine]), text);
     let machine = started(&host, &idle("auto", given));
     assert_eq!((open(&host, &machine, "<>", "/dev/loop0"), open(&host, &machine, "<>", "/dev/b")), (Ok(()), Ok(())));
+    end(&host, &machine);
+}
+
+/// Root cause (LXD): what was forbidden was a list, and the list forgot some. Stopped by: the filter is a list of what is
+/// allowed, so every device of this host that is not on it is refused, for reading and for writing.
+#[test]
+fn cve_2026_34177_no_device_of_the_host_is_forgotten() {
+    let host = Host::new();
+    let toml = "users.mode = \"host\"\n[root]\noverlay = { lower = [\"/\"], upper = \"ephemeral\" }\n\
+                [boot]\ncommand = [\"sleep\", \"10000\"]\n[[bind]]\nsource = \"/dev\"\ntarget = \"/mnt\"\n\
+                [[device]]\nnode = \"/dev/fuse\"\npermission = \"r\"\n";
+    let machine = started(&host, toml);
+    // access(2) asks the filter and does nothing to the device.
+    let script = r#"use POSIX; use File::Find;
+        find({ no_chdir => 1, wanted => sub {
+            my @s = lstat($_) or return;
+            return unless S_ISCHR($s[2]) || S_ISBLK($s[2]);
+            my $letters = "";
+            for (["r", R_OK], ["w", W_OK]) {
+                if (POSIX::access($File::Find::name, $_->[1])) { $letters .= $_->[0] }
+                elsif ($! != EPERM) { $letters .= "?" }
+            }
+            print "$letters $File::Find::name\n";
+        } }, "/mnt");"#;
+    let seen = host.ok(&["exec", &machine, "perl", "-e", script]);
+    let mut allowed: Vec<&str> = seen.lines().filter(|line| !line.starts_with(' ')).collect();
+    allowed.sort_unstable();
+    let terminals = |line: &&str| line.starts_with("rw /mnt/pts/");
+    allowed.retain(|line| !terminals(line));
+    let wanted = ["r /mnt/fuse", "rw /mnt/full", "rw /mnt/null", "rw /mnt/ptmx", "rw /mnt/random", "rw /mnt/tty"];
+    let wanted: Vec<&str> = wanted.into_iter().chain(["rw /mnt/urandom", "rw /mnt/zero"]).collect();
+    assert_eq!(allowed, wanted);
+    assert!(seen.lines().count() > wanted.len() + 5, "this host has too few devices: {seen}");
     end(&host, &machine);
 }
 
