@@ -14,7 +14,10 @@ use crate::{config, host};
 /// Where systemd's generators write.
 const GENERATED: &str = "/run/systemd/generator";
 
-/// What a supervisor that is a unit's main process says last of a machine that had to be killed.
+/// What the supervisor that is a unit's main process says last, before the exit status of its machine.
+pub(super) const ENDED: &str = "Machine ended with status ";
+
+/// The same of a machine that had to be killed.
 pub(super) const KILLED: &str = "Machine did not stop in time and was killed.";
 
 /// Whether systemd carries machines here; its unit for them may still be missing.
@@ -65,6 +68,12 @@ pub(super) fn start(layout: &Layout, name: &MachineName, wait: bool) -> Result<b
 fn explain(failure: Failure, name: &MachineName, job: &str, state: &UnitState) -> Failure {
     let unit = &state.unit;
     match job {
+        "failed" | "timeout" if state.text.starts_with(ENDED) => {
+            let status = state.text.trim_start_matches(ENDED).trim_end_matches('.');
+            failure
+                .cause(format!("it ended with status {status} before it was ready"))
+                .hint(format!("`machinist logs {name}` shows what it said"))
+        }
         "failed" | "timeout" if !state.text.is_empty() => {
             let said = state.text.strip_prefix(&format!("{}: ", super::machine::cannot_start(name)));
             failure.cause(said.unwrap_or(&state.text)).hint(format!("`journalctl -u {unit}` tells more"))

@@ -97,7 +97,7 @@ fn run_here(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Fai
         supervisor::tell_manager(carried::KILLED);
         output::warn(&format!("machine '{name}' did not stop in time and was killed"));
     } else {
-        supervisor::tell_manager(&format!("Machine ended with status {}.", exit.status));
+        supervisor::tell_manager(&format!("{}{}.", carried::ENDED, exit.status));
         say(!talk, &format!("Machine '{name}' has ended."));
     }
     // Units restart what ends with this status (`RestartForceExitStatus=`); it is not the payload's to say.
