@@ -30,6 +30,7 @@
 //! | [`host`] | [`HostFacts`](host::HostFacts): a few small reads, no privilege; more of them for machines with limits |
 //! | [`bus`] | client of the system bus, in a child that cannot keep us waiting |
 //! | [`plan`] | pure: namespaces, ids, root, exec ([`plan::build`]); [`plan::mounts`], [`plan::privileges`], [`plan::limits`], [`plan::seccomp`] |
+//! | [`plan::order`], [`plan::unit`] | pure: who is started after whom and stopped before whom; what systemd is told of it |
 //! | [`config`] | files to definition: find, layer, check; every problem at once, with its place |
 //! | [`rootfs`] | holds the trees and makes the root; [`rootfs::mounts`] carries out the list below it |
 //! | [`rootfs::idmap`], [`rootfs::chown`] | picks, locks and remembers an id range; the last resort where maps do not work |
@@ -44,6 +45,7 @@
 //! | `supervisor::registration` | the machine's entry in `org.freedesktop.machine1` |
 //! | `supervisor::rlimits` | rlimits, nice and oom score: raised with the host's rights, set just before exec |
 //! | [`supervisor::limits`] | a change of a running machine's limits, made by a child |
+//! | [`supervisor::watch`] | waits for a machine that somebody else starts |
 //! | [`supervisor::stop`] | each init's own way to be stopped and restarted |
 //! | `supervisor::ready` | when it counts as ready: a word of its init, or a check |
 //! | [`supervisor::restart`], `supervisor::pause` | whether a machine that has ended is started again; the time until then |
@@ -121,6 +123,13 @@
 //!   by an empty name.
 //! - **What `org.machinist1` is asked to do, a verb of this program does**, in a process of its own: errors and results are
 //!   those of the command line, and the daemon neither clones nor waits for anything of a machine.
+//! - **The order among machines is systemd's where it carries them**, by a generator: what definitions say is in no file of
+//!   `/etc` that would have to be kept true, and the boot, `systemctl` and `machinist start` do the same. `start` and `stop` go
+//!   through the graph themselves all the same, by one code on every host ([`plan::order`], one process for each machine), and
+//!   ask systemd for each unit: what systemd says of a failed dependency is not why it failed. Elsewhere nobody else starts
+//!   or stops machines, so no daemon is needed for it. systemd starts all that may start at once; `start --jobs` does not.
+//! - **A machine that ends by itself stops nobody**, as with systemd's `Requires=`: those that need it may have their own way to
+//!   do without it for a while, and it may be started again.
 //! - **Ephemeral uppers are a tmpfs** of the machine's mount namespace, not a directory that somebody must remove.
 //! - **[`config`] knows the words of [`plan::seccomp`]**, so that a wrong one is refused with its line in the file.
 

@@ -59,6 +59,22 @@ fn the_generator_tells_systemd_what_definitions_say() {
 }
 
 #[test]
+fn the_example_of_a_chain_is_found_beside_the_file_that_is_named() {
+    let plan = |file: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_machinist"));
+        let output = command.args(["--root", "/nowhere", "plan", file]).env("NO_COLOR", "1").output().expect("run");
+        assert!(output.status.success(), "{output:?}");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (text(output.stdout), text(output.stderr))
+    };
+    let (planned, warned) = plan("machines/chain/web.toml");
+    assert!(planned.contains("requires      app\nwants         cache\n"), "{planned}");
+    let place = "machines/chain/web.toml:6";
+    assert_eq!(warned, format!("warning: machine 'web' wants 'cache', which is not defined ({place})\n"));
+    assert_eq!(plan("machines/chain/db.toml").1, "");
+}
+
+#[test]
 fn what_is_wrong_is_told_and_started_by_nobody() {
     let (files, said) = generate(&[
         ("a", "autostart = true\nrequires = [\"b\"]"),
