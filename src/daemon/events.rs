@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 use zruntime::{AsyncIo, Shared};
 
-use super::Daemon;
+use super::{Daemon, kept_up};
 use crate::spec::MachineName;
 use crate::supervisor::state;
 use crate::sys::{self, Context as _};
@@ -62,7 +62,7 @@ fn drain(fd: &std::os::fd::OwnedFd) -> sys::Result<bool> {
 
 /// Compares what runs with what ran, and keeps a watch on every machine's directory.
 fn look(
-    daemon: &Daemon,
+    daemon: &Arc<Daemon>,
     fd: &std::os::fd::OwnedFd,
     watched: &mut BTreeSet<PathBuf>,
     known: &mut BTreeMap<String, (&'static str, i32)>,
@@ -74,6 +74,7 @@ fn look(
     for name in &names {
         watch(fd, &daemon.layout.run_dir(name), watched);
         let Some(state) = read(daemon, name) else { continue };
+        kept_up::watch(daemon, name, &state);
         let current = (state.word(), state.leader);
         if known.get(name.as_str()) != Some(&current) {
             news.push((name.as_str().to_owned(), current.0, state::summary(name.as_str(), Some(&state))));

@@ -24,6 +24,7 @@ mod image;
 mod inspect;
 mod interface;
 mod journal;
+mod kept_up;
 mod log_control;
 mod machine;
 mod manager;
@@ -142,6 +143,7 @@ struct Daemon {
     read_group: Option<u32>,
     operations: AtomicUsize,
     stand_in: units::Units,
+    kept_up: Mutex<kept_up::Watched>,
     /// Whether every machine that there is has been found; calls wait for that.
     complete: AtomicBool,
     completed: Event,
@@ -321,6 +323,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         read_group: options.read_group,
         operations: AtomicUsize::new(0),
         stand_in: units::Units::default(),
+        kept_up: Mutex::default(),
         complete: AtomicBool::new(false),
         completed: Event::new(),
         say: options.say,

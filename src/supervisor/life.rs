@@ -527,15 +527,7 @@ impl Running {
 impl Ended {
     /// A machine of which nothing ran that could end.
     pub(super) fn not_started(prepared: Prepared, error: &MachineError) -> Self {
-        let exit = Exit {
-            end: End::NotStarted(error.whole()),
-            status: 1,
-            reboot: false,
-            asked: false,
-            killed: false,
-            out_of_memory: false,
-            gave_up: None,
-        };
+        let exit = Exit::unasked(End::NotStarted(error.whole()));
         let state = launch::state(&prepared, 0, None, None);
         Self { prepared, waiting: Vec::new(), state, exit }
     }

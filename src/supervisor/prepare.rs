@@ -270,6 +270,8 @@ impl Prepared {
 
     /// Tells of the machine's own end what follows: in its log, to its viewers, its service manager and whoever runs it.
     pub(super) fn tell(&mut self, text: &str) {
+        // Reasons may hold words of the machine's, and one line is all that they get.
+        let text: &str = &text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
         if let Some(console) = &mut self.console {
             console.remark(text);
         }

@@ -58,6 +58,11 @@ pub struct Exit {
 }
 
 impl Exit {
+    /// An end that nobody asked for.
+    pub fn unasked(end: End) -> Self {
+        Self { end, status: 1, reboot: false, asked: false, killed: false, out_of_memory: false, gave_up: None }
+    }
+
     /// What happened, to follow the machine's name.
     pub fn reason(&self) -> String {
         let killed = Signal::SIGKILL as i32;
@@ -169,7 +174,7 @@ mod tests {
     }
 
     fn exit(end: End) -> Exit {
-        Exit { end, status: 0, reboot: false, asked: false, killed: false, out_of_memory: false, gave_up: None }
+        Exit::unasked(end)
     }
 
     #[test]

@@ -262,6 +262,14 @@ pub fn read(layout: &Layout, name: &MachineName) -> sys::Result<Option<State>> {
     serde_json::from_slice(&text).map(Some).map_err(|_| broken())
 }
 
+/// The state that a supervisor which was killed has left of a machine, if nobody owns it by now.
+pub fn abandoned(layout: &Layout, name: &MachineName) -> Option<State> {
+    let text = std::fs::read(layout.run_dir(name).join(FILE)).ok()?;
+    let state = serde_json::from_slice(&text).ok()?;
+    // Asked afterwards, so that it is not what an owner is about to write.
+    is_owned(layout, name).is_ok_and(|owned| !owned).then_some(state)
+}
+
 /// Whether a supervisor owns a machine, however far it has come with it.
 pub fn is_owned(layout: &Layout, name: &MachineName) -> sys::Result<bool> {
     match open_dir(&layout.run_dir(name)) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::bus::Bus;
 use crate::support::{Host, Output};
 
 /// A machine whose command is a script that shares the directory `shared` with the host.
@@ -27,10 +28,15 @@ impl Life {
     }
 
     fn define(&self, boot: &str) {
+        self.define_with("", boot);
+    }
+
+    /// The same with keys at the top of the file.
+    fn define_with(&self, top: &str, boot: &str) {
         self.host.define(
             "life",
             &format!(
-                "[root]\noverlay = {{ lower = [\"{{busybox}}\"], upper = \"ephemeral\" }}\n\
+                "{top}[root]\noverlay = {{ lower = [\"{{busybox}}\"], upper = \"ephemeral\" }}\n\
                  [[bind]]\nsource = \"{{root}}/shared\"\ntarget = \"/shared\"\n[boot]\n{boot}\n"
             ),
         );
@@ -329,7 +335,8 @@ fn a_reboot_and_viewers_are_served_in_the_pause() {
     let life = paused();
     let viewer = life.begin("console");
     life.ok("reboot");
-    assert_eq!((life.lines("boots"), life.state()), (2, "running".to_owned()));
+    life.wait_for("the second boot", || life.lines("boots") == 2);
+    assert_eq!(life.state(), "running");
     life.ok("stop");
     let output = viewer.wait_with_output().expect("wait");
     let seen = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -399,5 +406,80 @@ fn a_start_that_fails_after_an_end_is_a_failure_like_others() {
     // The first start is the caller's own business.
     let output = life.run("start");
     assert!(output.status == 1 && output.stderr.contains("cause: cannot execute `boot.command`\n"), "{output:?}");
+    life.host.assert_nothing_left();
+}
+
+const COMMAND: &str = "command = [\"/bin/sh\", \"/shared/script\"]\n";
+
+#[test]
+fn a_machine_that_is_terminated_through_the_daemon_is_not_started_again() {
+    let life = Life::new("", SLEEP);
+    let dropin = life.host.path("etc/machinist/machines").join(format!("{}.toml.d/00-test.toml", life.machine));
+    std::fs::remove_file(dropin).expect("unlink");
+    life.define_with("register = \"yes\"\n", &format!("restart = \"always\"\nrestart-delay = \"0s\"\n{COMMAND}"));
+    let mut bus = Bus::start(&life.host);
+    let over = |boots| {
+        life.wait_for("its end", || !life.host.path("run/machinist/machines").join(&life.machine).exists());
+        assert_eq!(life.lines("boots"), boots);
+    };
+    life.ok("start");
+    life.wait_for("its boot", || life.lines("boots") == 1);
+    bus.ok("TerminateMachine", &["s", &life.machine]);
+    over(1);
+    life.ok("start");
+    life.wait_for("its boot", || life.lines("boots") == 2);
+    // What `machinectl kill` does.
+    bus.ok("KillMachine", &["ssi", &life.machine, "all", "9"]);
+    over(2);
+    life.ok("start");
+    life.wait_for("its boot", || life.lines("boots") == 3);
+    // What `machinectl poweroff` does.
+    let poweroff = (nix::libc::SIGRTMIN() + 4).to_string();
+    bus.ok("KillMachine", &["ssi", &life.machine, "leader", &poweroff]);
+    over(3);
+    bus.stop_daemon();
+}
+
+#[test]
+fn the_daemon_starts_a_machine_again_whose_supervisor_was_killed() {
+    let life = Life::new("", SLEEP);
+    let limited =
+        "restart = \"on-failure\"\nrestart-delay = \"10ms\"\nrestart-limit = { count = 2, within = \"1h\" }\n";
+    life.define(&format!("{limited}{COMMAND}"));
+    let other = Life::new("restart = \"no\"", SLEEP);
+    let mut bus = Bus::start(&life.host);
+    // On the same host, where nobody is to start it again.
+    let file = other.host.path("etc/machinist/machines").join(format!("{}.toml", other.machine));
+    let text = std::fs::read_to_string(&file).expect("read");
+    let no = life.host.define("no", &text);
+    life.host.ok(&["start", &no]);
+    life.ok("start");
+    life.wait_for("the boot", || life.lines("boots") == 1 && other.lines("boots") == 1);
+
+    let supervisor = life.host.status(&no, "supervisor").parse().expect("a number");
+    kill(Pid::from_raw(supervisor), Signal::SIGKILL).expect("kill");
+    let (first, ids) = (life.status("supervisor"), life.status("ids"));
+    life.kill("supervisor");
+    life.wait_for("another supervisor", || life.lines("boots") == 2 && life.state() == "running");
+    assert_ne!(life.status("supervisor"), first);
+    assert_eq!(life.status("ids"), ids);
+    let log = bus.log();
+    let said = format!("The supervisor of machine {} was killed; starting the machine again in 10ms.", life.machine);
+    assert!(log.contains(&said), "{log}");
+    assert!(!log.contains(&no), "{log}");
+    assert_eq!(other.lines("boots"), 1, "its definition says no");
+    life.host.ok(&["reap", &no]);
+
+    life.kill("supervisor");
+    let limit = format!("machine '{}' failed 2 times within 1h; not started again.", life.machine);
+    life.wait_for("the limit", || bus.log().contains(&limit));
+    assert_eq!((life.lines("boots"), life.is_gone()), (2, true));
+    life.ok("reap");
+
+    // A stop is an end, and what has happened before is over.
+    life.ok("start");
+    life.wait_for("the boot", || life.lines("boots") == 3);
+    life.ok("stop");
+    bus.stop_daemon();
     life.host.assert_nothing_left();
 }

@@ -114,6 +114,36 @@ fn a_service_manager_is_told_of_every_boot_and_of_the_end_alone() {
 }
 
 #[test]
+fn a_service_manager_hears_of_readiness_when_it_is_there_and_of_every_restart() {
+    let host = Host::new();
+    let boot = "[boot]\nready = { exec = [\"test\", \"-e\", \"/run/ok\"] }\nrestart = \"on-failure\"\nrestart-delay = \"0s\"\n";
+    let machine = host.define("checked", &STUBBORN.replace("[boot]\n", boot));
+    let mut manager = Manager::run(&host, &machine, &[]);
+    let waits = "STATUS=Machine starting, waits for `test -e /run/ok` to succeed";
+    let (_, before) = manager.until(&format!("{waits}; last: status 1."));
+    assert_eq!(before, [format!("{waits}.")]);
+    host.sh(&machine, ": >/run/ok");
+    let (_, before) = manager.until("READY=1");
+    assert_eq!(before, Vec::<String>::new());
+    let leader = host.status(&machine, "leader").parse().expect("a number");
+    kill(Pid::from_raw(leader), Signal::SIGKILL).expect("kill");
+    let again = format!("STATUS=machine '{machine}' was killed by SIGKILL; started again in 0s");
+    let (_, before) = manager.until(&again);
+    assert_eq!(before, Vec::<String>::new());
+    // The file has gone with the boot before.
+    let (_, before) = manager.until(&format!("{waits}; last: status 1."));
+    assert_eq!(before, [format!("{waits}.")], "neither an end nor readiness");
+    host.sh(&machine, ": >/run/ok");
+    manager.until("READY=1");
+    wait_for("the command", Duration::from_secs(20), || is_up(&host, &machine));
+    manager.signal(Signal::SIGTERM);
+    manager.until("STOPPING=1");
+    manager.signal(Signal::SIGTERM);
+    assert_eq!(manager.end(), Some(137));
+    host.assert_nothing_left();
+}
+
+#[test]
 fn a_watchdog_of_another_process_is_not_answered() {
     let host = Host::new();
     let machine = host.define("not", STUBBORN);

