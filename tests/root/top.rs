@@ -82,7 +82,7 @@ impl Terminal {
         self.enter(line);
         self.wait_for("table with a measured load", |screen| {
             screen.first().is_some_and(|line| line.starts_with("machinist top: "))
-                && screen.get(2).is_some_and(|line| line.starts_with("Machines: CPU ") && !line.contains("CPU -%"))
+                && screen.get(2).is_some_and(|line| line.starts_with("Machines: CPU ") && !line.contains("CPU -,"))
         })
     }
 

@@ -254,6 +254,32 @@ const SERVICES: [&str; 21] = [
     "what the machines wrote is",
 ];
 
+/// Of `scripts/stats`.
+const STATS: [&str; 22] = [
+    "it installs",
+    "three machines start",
+    "everything is accounted for",
+    "limits are told",
+    "and null where there are none",
+    "a loop gets the half of a processor that it may have",
+    "the others next to nothing",
+    "it is held back for the rest",
+    "it is the first of top",
+    "a machine fills memory",
+    "which is its own",
+    "what wants more than there is is killed",
+    "and counted",
+    "the most there was is known",
+    "the machine lives",
+    "its tasks are those that the kernel counts",
+    "a machine writes to a disk",
+    "that is counted, too",
+    "others are told the same by the daemon",
+    "and watch it",
+    "they stop",
+    "nothing is left of them",
+];
+
 #[test]
 fn machines_live_on_a_host_with_systemd() {
     Vm::new(SYSTEMD).claims("life", &LIFE);
@@ -272,6 +298,11 @@ fn systemd_and_machined_know_machines_as_their_own() {
 #[test]
 fn machines_are_units_of_systemd() {
     Vm::new(SYSTEMD).claims("units", &UNITS);
+}
+
+#[test]
+fn what_machines_use_is_told_where_the_host_accounts_for_it() {
+    Vm::new(SYSTEMD).claims("stats", &STATS);
 }
 
 #[test]

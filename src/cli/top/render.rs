@@ -3,7 +3,7 @@
 use super::columns::{self, Around, Shape, uptime};
 use super::host::HostLoad;
 use super::{Sort, sorted};
-use crate::cli::output::{clean, size};
+use crate::cli::output::{clean, size as bytes};
 use crate::cli::stats::{Row, or_dash, percent};
 
 /// What is shown.
@@ -174,8 +174,8 @@ fn summary(shown: &Snapshot<'_>, room: usize, size: Size, style: Style) -> Vec<L
     );
     let cpus = if host.processors == 1 { "processor" } else { "processors" };
     let of_host = format!(
-        " CPU {}% of {} {cpus}, memory {} of {}, swap {} of {}",
-        or_dash(shown.host_cpu.map(percent)),
+        " CPU {} of {} {cpus}, memory {} of {}, swap {} of {}",
+        or_dash(shown.host_cpu.map(|share| format!("{}%", percent(share)))),
         host.processors,
         bytes(host.memory_total.saturating_sub(host.memory_available)),
         bytes(host.memory_total),
@@ -184,14 +184,15 @@ fn summary(shown: &Snapshot<'_>, room: usize, size: Size, style: Style) -> Vec<L
     );
     let rows = shown.rows;
     let sum = |number: fn(&Row) -> Option<u64>| rows.iter().filter_map(number).reduce(u64::saturating_add);
+    let per_second = |rate| format!("{}/s", bytes(rate));
     let cpu = rows.iter().filter_map(|row| row.rates.cpu_percent).reduce(|a, b| a + b);
     let of_machines = format!(
-        " CPU {}%, memory {}, tasks {}, read {}/s, written {}/s",
-        or_dash(cpu.map(percent)),
+        " CPU {}, memory {}, tasks {}, read {}, written {}",
+        or_dash(cpu.map(|share| format!("{}%", percent(share)))),
         or_dash(sum(|row| row.now.usage.memory_bytes).map(bytes)),
         or_dash(sum(|row| row.now.usage.tasks).map(|n| n.to_string())),
-        or_dash(sum(|row| row.rates.read).map(bytes)),
-        or_dash(sum(|row| row.rates.written).map(bytes)),
+        or_dash(sum(|row| row.rates.read).map(per_second)),
+        or_dash(sum(|row| row.rates.written).map(per_second)),
     );
     vec![
         line().add(Paint::Title, "machinist top:").add(Paint::Plain, &head),
@@ -199,10 +200,6 @@ fn summary(shown: &Snapshot<'_>, room: usize, size: Size, style: Style) -> Vec<L
         line().add(Paint::Title, "Machines:").add(Paint::Plain, &of_machines),
         line().add(Paint::Bad, &clean(shown.problem.unwrap_or_default()).replace('\n', " ")),
     ]
-}
-
-fn bytes(bytes: u64) -> String {
-    size(bytes)
 }
 
 /// The head of the table, and `room` machines.

@@ -276,10 +276,15 @@ fn line(text: &str, full: bool) -> Drawn {
     Drawn { text: text.into(), full }
 }
 
+/// Everything that was written to a terminal whose other end is closed by now.
 fn written_to(master: &OwnedFd) -> String {
-    let mut buffer = [0; 65536];
-    let len = rustix::io::read(master, &mut buffer).expect("read");
-    String::from_utf8_lossy(&buffer[..len]).into_owned()
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    // It comes in pieces, and then as an error.
+    while let Ok(len @ 1..) = rustix::io::read(master, &mut buffer) {
+        text.extend(&buffer[..len]);
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 #[test]
@@ -302,6 +307,7 @@ fn the_terminal_comes_back_as_it_was_also_after_a_panic() {
         std::panic::set_hook(usual);
         assert_eq!(result.is_err(), panics);
         assert_eq!(modes(), before);
+        drop(slave);
         let text = written_to(&master);
         assert!(text.starts_with("\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J\x1b[Hone\x1b[K\r"), "{text:?}");
         assert!(text.ends_with("\ntwo\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"), "{text:?}");
