@@ -33,7 +33,7 @@ pub(super) const EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 /// patience than a table entry.
 const SCOPE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Tasks of a machine, as systemd-nspawn has it.
+/// Tasks of a machine that says nothing of them, as systemd-nspawn has it.
 const TASKS_MAX: u64 = 16_384;
 
 /// A scope to be made.
@@ -45,6 +45,8 @@ pub struct ScopeRequest<'a> {
     pub description: &'a str,
     /// After this systemd kills what it has asked to stop; never if unset.
     pub stop_timeout: Option<Duration>,
+    /// The machine has a limit of tasks of its own, or wants none.
+    pub own_tasks_max: bool,
 }
 
 /// A scope that holds nothing yet but a process of ours, which keeps it alive until [`Scope::go`].
@@ -108,7 +110,7 @@ async fn allocate(bus: &zbus::Connection, request: &ScopeRequest<'_>) -> Result<
         ("Slice", "machine.slice".into()),
         ("Delegate", true.into()),
         ("CollectMode", "inactive-or-failed".into()),
-        ("TasksMax", TASKS_MAX.into()),
+        ("TasksMax", if request.own_tasks_max { u64::MAX } else { TASKS_MAX }.into()),
         ("KillSignal", STOP_SIGNAL.into()),
         ("TimeoutStopUSec", stop.into()),
         ("PIDs", vec![std::process::id()].into()),

@@ -127,10 +127,27 @@ fn describe(machine: &Value) -> String {
         line("Cgroup", word("cgroup"));
         let usage: Usage = serde_json::from_value(machine["usage"].clone()).unwrap_or_default();
         describe_usage(&usage, &mut line);
+        line("Limits", describe_limits(&machine["limits"]));
     }
     line("Definition", word("definition"));
     line("Status", word("status"));
     text
+}
+
+/// The limits in force that what is used does not already tell.
+fn describe_limits(limits: &Value) -> Option<String> {
+    let told = limits.as_object()?.iter().filter(|(key, _)| !matches!(key.as_str(), "memory-max" | "pids-max"));
+    let told = told.map(|(key, value)| {
+        let bytes = key.starts_with("hugetlb") || matches!(key.as_str(), "memory-high" | "swap-max");
+        let words = value.as_str().and_then(|text| text.split_once(' ')).filter(|_| key == "cpu-max");
+        let time = words.and_then(|(quota, period)| Some((quota.parse::<u64>().ok()?, period.parse::<u64>().ok()?)));
+        match (value.as_u64(), time) {
+            (Some(number), _) if bytes => format!("{key} {}", size(number)),
+            (_, Some((quota, period))) if period > 0 => format!("{key} {}%", quota * 100 / period),
+            _ => format!("{key} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
+        }
+    });
+    Some(told.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty())
 }
 
 /// What a machine uses, as far as it is known.

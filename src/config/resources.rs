@@ -14,7 +14,8 @@ use crate::spec::{Amount, Bound, CpuTime, IoMax, NumberSet, ResourceKey, Resourc
 table! {
     /// What the machine may have of the host's memory, processors, tasks and disks; what is unset is not limited.
     ResourcesTable {
-        /// Most memory, such as "512M" or "50%" of the host's; processes are killed when it is not enough.
+        /// Most memory, such as "512M" or "50%" of the host's; processes are killed when it is not enough. "infinity",
+        /// here and below, lifts the limit of a profile.
         "memory-max" memory_max: Option<MemorySize> = None,
         /// Memory beyond which the machine is slowed down and made to give some back.
         "memory-high" memory_high: Option<MemorySize> = None,
@@ -30,7 +31,7 @@ table! {
         "cpus" cpus: Option<NumberSet> = None,
         /// The only memory nodes it may use, such as "0".
         "mems" mems: Option<NumberSet> = None,
-        /// Most processes and threads.
+        /// Most processes and threads, or "infinity".
         "pids-max" pids_max: Option<PidsMax> = None,
         /// Share of the disks when they are busy, from 1 to 10000, where others have 100.
         "io-weight" io_weight: Option<IoWeight> = None,
@@ -325,11 +326,11 @@ word!(Weight, "a weight", Read, |text| match text {
 }, |weight| match weight {
     Self::Idle => "idle".into(),
     Self::Of(weight) => json!(weight),
-}, { "anyOf": [{ "type": "integer", "minimum": 1, "maximum": 10_000 }, { "const": "idle" }] });
+}, { "anyOf": [{ "type": "integer", "minimum": 1, "maximum": 10_000 }, { "enum": ["idle"] }] });
 word!(NumberSet, "a list of numbers as a string", Refused, parse_numbers, |set| set.to_string().into(),
     { "type": "string", "pattern": "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$" });
 word!(PidsMax, "a number of tasks", Read, |text| parse_pids(text).map(Self), |pids| number_or_infinity(pids.0),
-    { "anyOf": [{ "type": "integer", "minimum": LEAST_PIDS, "maximum": MOST_PIDS }, { "const": "infinity" }] });
+    { "anyOf": [{ "type": "integer", "minimum": LEAST_PIDS, "maximum": MOST_PIDS }, { "enum": ["infinity"] }] });
 word!(IoWeight, "a weight", Read, |text| parse_weight(text).map(Self), |weight| json!(weight.0),
     { "type": "integer", "minimum": 1, "maximum": 10_000 });
 word!(Iops, "a number of operations", Read, |text| parse_iops(text).map(Self), |iops| json!(iops.0),

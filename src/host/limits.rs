@@ -17,6 +17,8 @@ pub struct LimitFacts {
     pub controllers: Vec<String>,
     /// Those of them that the unit was given whose main process we are.
     pub unit_controllers: Vec<String>,
+    /// Tasks that this unit may have, if that is limited.
+    pub unit_tasks: Option<u64>,
     /// Controllers that version 1 has, which cgroup2 therefore has not, by its names.
     pub version1: Vec<String>,
     /// Bytes of memory.
@@ -37,13 +39,14 @@ impl LimitFacts {
         if resources.is_unset() {
             return Self::default();
         }
-        let unit = cgroup.filter(|facts| facts.unit.is_some());
+        let unit = cgroup.filter(|facts| facts.unit.is_some()).map(|facts| facts.path(facts.delegated()));
         let set = |path: &str| NumberSet::of_kernel(&read(path).unwrap_or_default());
         let mems = set("/sys/devices/system/node/has_memory");
         let disk = |path: &PathBuf| (path.clone(), disk(path));
         Self {
             controllers: cgroup.map(|facts| controllers(&facts.mount)).unwrap_or_default(),
-            unit_controllers: unit.map(|facts| controllers(&facts.path(facts.delegated()))).unwrap_or_default(),
+            unit_controllers: unit.as_deref().map(controllers).unwrap_or_default(),
+            unit_tasks: unit.as_deref().and_then(tasks),
             version1: version1(&read("/proc/self/cgroup").unwrap_or_default()),
             memory: total_memory(&read("/proc/meminfo").unwrap_or_default()),
             cpus: set("/sys/devices/system/cpu/online"),
@@ -59,6 +62,11 @@ impl LimitFacts {
 pub(super) fn controllers(group: &Path) -> Vec<String> {
     let text = read_text(&group.join("cgroup.controllers")).unwrap_or_default();
     text.split_ascii_whitespace().map(str::to_owned).collect()
+}
+
+/// The tasks that a group may have, if that is limited.
+pub(super) fn tasks(group: &Path) -> Option<u64> {
+    read_text(&group.join("pids.max")).ok()?.trim().parse().ok()
 }
 
 /// Controllers on hierarchies of version 1, in the text of `/proc/PID/cgroup`, by their names in version 2.

@@ -120,6 +120,7 @@ pub fn probe_for(resources: &Resources) -> Result<HostFacts> {
 pub fn probe_beside(resources: &Resources, unit: Option<&Path>) -> Result<HostFacts> {
     let mut facts = probe_for(resources)?;
     facts.limits.unit_controllers = unit.map(limits::controllers).unwrap_or_default();
+    facts.limits.unit_tasks = unit.and_then(limits::tasks);
     Ok(facts)
 }
 

@@ -96,9 +96,19 @@ pub fn plan(
     }
     let Planning { limits, mut unmet, .. } = planning;
     let notes = unmet.iter().filter(|(_, optional)| *optional).map(|(unmet, _)| format!("not enforced: {unmet}"));
-    let notes = notes.collect();
+    let notes = notes.chain(tasks_note(resources, facts, unit)).collect();
     unmet.retain(|(_, optional)| !optional);
     if unmet.is_empty() { Ok((limits, notes)) } else { Err(unmet.into_iter().map(|(unmet, _)| unmet).collect()) }
+}
+
+/// Says that the unit has a stricter limit of tasks of its own, which a machine cannot lift.
+fn tasks_note(resources: &Resources, facts: &LimitFacts, unit: &UnitPlan) -> Option<String> {
+    let (UnitPlan::Own(unit), Some(most)) = (unit, facts.unit_tasks) else { return None };
+    let beyond = match resources.pids_max? {
+        Bound::Infinity => true,
+        Bound::At(count) => u64::from(count) > most,
+    };
+    beyond.then(|| format!("`resources.pids-max`: the unit {unit} allows only {most} tasks (`TasksMax=`)"))
 }
 
 /// A list of limits that grows, and what stands in its way.
@@ -273,6 +283,7 @@ mod tests {
         LimitFacts {
             controllers: list(controllers),
             unit_controllers: list("memory pids"),
+            unit_tasks: Some(16_384),
             version1: list("cpu"),
             memory: 1000 << 20,
             cpus: NumberSet::of_kernel("0-3"),
@@ -369,6 +380,19 @@ mod tests {
         let own = why(&UnitPlan::Own("x.service".into()));
         assert_eq!(own[0], "the unit x.service was not given the controller 'cpu'");
         assert!(own.iter().all(|why| !why.contains("'memory'") && !why.contains("'pids'")), "{own:?}");
+    }
+
+    #[test]
+    fn a_stricter_limit_of_the_unit_is_told() {
+        let notes = |pids_max, unit: &UnitPlan| {
+            plan(&Resources { pids_max, ..Resources::default() }, &facts(ALL), unit).expect("a plan").1
+        };
+        let own = UnitPlan::Own("x.service".into());
+        let told = ["`resources.pids-max`: the unit x.service allows only 16384 tasks (`TasksMax=`)"];
+        assert_eq!(notes(Some(Bound::At(16_385)), &own), told);
+        assert_eq!(notes(Some(Bound::Infinity), &own), told);
+        assert!(notes(Some(Bound::At(16_384)), &own).is_empty() && notes(None, &own).is_empty());
+        assert!(notes(Some(Bound::Infinity), &UnitPlan::None).is_empty());
     }
 
     #[test]

@@ -97,6 +97,7 @@ fn start_scope(job: &Job, unit: &str) -> Result<Scope, BusError> {
         description: &format!("Machine {}", job.plan.name),
         // What is killed when our own time is up needs a moment to be cleared away.
         stop_timeout: job.plan.exec.stop_timeout.map(|seconds| Duration::from_secs(seconds.saturating_add(10))),
+        own_tasks_max: job.resources.pids_max.is_some(),
     };
     systemd1::start_scope(&SystemBus::of(&job.layout), &request)
 }

@@ -23,6 +23,7 @@ fn limits() -> LimitFacts {
     LimitFacts {
         controllers: words("cpu cpuset io memory pids hugetlb"),
         unit_controllers: Vec::new(),
+        unit_tasks: None,
         version1: Vec::new(),
         memory: 8 << 30,
         cpus: NumberSet::of_kernel("0-7"),

@@ -3,6 +3,11 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
+use machinist::cgroup::limits;
+use machinist::plan::limits::Limit;
+use machinist::spec::ResourceKey;
+use machinist::sys::Errno;
+
 use crate::support::{Host, Output};
 
 const IDLE: &str = "[root]\noverlay = { lower = [\"{busybox}\"], upper = \"ephemeral\" }\n\
@@ -58,6 +63,7 @@ fn what_is_optional_is_passed_over_and_said_in_the_plan() {
     host.ok(&["start", &machine]);
     assert_eq!(written(&host, &machine), "4194304");
     assert_eq!(host.status(&machine, "limits"), r#"{"hugetlb.2MB":4194304}"#);
+    assert!(host.ok(&["status", &machine]).contains("\n     Limits: hugetlb.2MB 4.0M\n"));
     host.ok(&["stop", &machine]);
     host.assert_nothing_left();
 }
@@ -207,6 +213,32 @@ fn a_wrong_setting_changes_nothing() {
     assert_eq!(std::fs::read_dir(&dir).expect("list").count(), before + 1, "only the other drop-in came");
     assert_eq!(host.run(&["set", &host.name("nobody"), "pids-max=9"]).status, 1);
     assert_eq!(host.run(&["set", &machine]).status, 2);
+    host.ok(&["stop", &machine]);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn a_change_that_fails_halfway_is_undone() {
+    let host = Host::new();
+    let machine = limited(&host);
+    host.ok(&["start", &machine]);
+    let group = PathBuf::from(host.status(&machine, "cgroup"));
+    let limit =
+        |key, file: &str, value: &str, optional| Limit { key, file: file.into(), value: value.into(), optional };
+    let old = [limit(ResourceKey::Hugetlb, "hugetlb.2MB.max", "4194304", false)];
+    let new = |optional| {
+        let pages = limit(ResourceKey::Hugetlb, "hugetlb.2MB.max", "8388608", false);
+        // No group of this host has this file.
+        [pages, limit(ResourceKey::PidsMax, "pids.max", "100", optional)]
+    };
+    let error = limits::change(&group, &old, &new(false)).expect_err("no controller");
+    assert_eq!((error.key, error.cause.errno), (ResourceKey::PidsMax, Errno::ENOENT));
+    assert_eq!(error.cause.call, format!("write '100' to '{}'", group.join("payload/pids.max").display()));
+    assert_eq!(written(&host, &machine), "4194304");
+    limits::change(&group, &old, &new(true)).expect("the second is optional");
+    assert_eq!(written(&host, &machine), "8388608");
+    let wrong = [limit(ResourceKey::Hugetlb, "hugetlb.2MB.max", "some", false)];
+    assert_eq!(limits::change(&group, &old, &wrong).expect_err("no number").cause.errno, Errno::EINVAL);
     host.ok(&["stop", &machine]);
     host.assert_nothing_left();
 }
