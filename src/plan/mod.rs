@@ -406,6 +406,10 @@ fn notes(spec: &MachineSpec, facts: &HostFacts, namespaces: Namespaces) -> Vec<S
     if missing != 0 {
         notes.push(format!("this host cannot give: {}", privileges::names(missing).join(", ")));
     }
+    if let Some(device) = spec.devices.iter().find(|device| device.permission.make && namespaces.user) {
+        let target = &device.target;
+        notes.push(format!("`m` of '{target}' has no effect: in a user namespace nobody makes device nodes"));
+    }
     if let Some(bind) = spec.binds.iter().find(|bind| is_device_path(&bind.source)) {
         let source = bind.source.display();
         notes.push(format!("a device that is bound, as '{source}', cannot be opened in the machine; use `[[device]]`"));

@@ -13,10 +13,10 @@ use crate::sys::{self, Errno, Error, process};
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 /// What is limited, the soft and the hard limit.
-type Default = (Word, Option<u64>, Option<u64>);
+type Usual = (Word, Option<u64>, Option<u64>);
 
 /// What a kernel boots with, in place of the limits of whoever called us; the first of the hard ones is systemd's.
-const DEFAULTS: [Default; 4] = [
+const DEFAULTS: [Usual; 4] = [
     (Word::Nofile, Some(1024), Some(524_288)),
     (Word::Core, Some(0), None),
     (Word::Stack, Some(8 << 20), None),
@@ -24,7 +24,7 @@ const DEFAULTS: [Default; 4] = [
 ];
 
 /// The defaults of those that are not asked for.
-fn unasked(wanted: &ProcessLimits) -> impl Iterator<Item = Default> {
+fn unasked(wanted: &ProcessLimits) -> impl Iterator<Item = Usual> {
     DEFAULTS.into_iter().filter(|(word, ..)| wanted.rlimits.iter().all(|limit| limit.resource != *word))
 }
 

@@ -97,6 +97,24 @@ fn a_tunnel_works_in_a_network_of_the_machines_own() {
 }
 
 #[test]
+fn a_systemd_boots_whole_behind_the_filter_and_within_limits() {
+    for mode in MODES {
+        let host = Host::new();
+        let toml = format!(
+            "users.mode = \"{mode}\"\n[root]\noverlay = {{ lower = [\"{{trixie-systemd}}\"], upper = \"ephemeral\" }}\n\
+             [[device]]\nnode = \"/dev/fuse\"\n[security]\nnice = 1\nrlimits = {{ nofile = \"2048:8192\" }}\n"
+        );
+        let machine = started(&host, &toml);
+        let state = host.run(&["exec", &machine, "systemctl", "is-system-running", "--wait"]);
+        let failed = host.ok(&["exec", &machine, "systemctl", "--failed", "--no-legend", "--plain"]);
+        assert_eq!((state.stdout.as_str(), failed.as_str()), ("running\n", ""), "{mode}");
+        assert_eq!(open(&host, &machine, "<>", "/dev/fuse"), Ok(()), "{mode}");
+        assert_eq!(host.sh(&machine, "ulimit -Hn; cut -d' ' -f19 /proc/1/stat"), "8192\n1\n", "{mode}");
+        end(&host, &machine);
+    }
+}
+
+#[test]
 fn a_device_given_for_reading_is_not_written() {
     for mode in MODES {
         let host = Host::new();
@@ -172,6 +190,9 @@ fn a_node_is_made_inside_only_where_the_file_says_so() {
     }
     // Trees are made with a node of the host's console, which is not the machine's.
     assert_eq!(make("console", "c 5 1").status, 0);
+    let plan = host.ok(&["plan", &host.define("other", &idle("auto", given))]);
+    let note = "`m` of '/dev/fuse' has no effect: in a user namespace nobody makes device nodes";
+    assert!(plan.contains(&format!("note          {note}\n")), "{plan}");
     assert_eq!(open(&host, &machine, "<", "/root/console"), refused(EPERM));
     end(&host, &machine);
 }

@@ -15,7 +15,6 @@ use super::streams::{Ends, Streams};
 use super::users::{self, User, UserProblem};
 use super::{Cause, Command, EnterError, Report, Rights, Shown, Stdio, Target, Work};
 use crate::rootfs::StepError;
-use crate::spec::ProcessLimits;
 use crate::supervisor::rlimits;
 use crate::sys::path::RootFd;
 use crate::sys::process::{self, Clone, Fork, ns};
@@ -149,6 +148,7 @@ fn run(target: &Target<'_>, command: &Command, streams: &Streams, socket: &Owned
     let streams_error = |e: Error| EnterError::Streams(e.into());
     let mut ends = Ends::open_as_root(streams, root, &user).map_err(streams_error)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    rlimits::reset(&target.rights.limits).map_err(enter_error)?;
     limit(target.rights, &user, || ends.open_as_user(streams))?;
     change_directory(root, command, &user)?;
     // Changed ids and capabilities make a process dumpable again where fs.suid_dumpable says so.
@@ -160,19 +160,13 @@ fn run(target: &Target<'_>, command: &Command, streams: &Streams, socket: &Owned
     // A terminal that somebody else opened is somebody else's to hang up.
     let is_tied = streams.given_terminal().is_none();
     second(socket, || match prepare_exec(has_terminal, is_tied, socket).map_err(enter_error) {
-        Ok(()) => match give_limits(&target.rights.limits) {
+        // After the fork, so that they stop nothing of ours; no filter refuses what the C library needs itself.
+        Ok(()) => match rlimits::apply(&target.rights.limits) {
             Ok(()) => image.execute(),
-            Err(error) => error,
+            Err(error) => limit_error(error),
         },
         Err(error) => error,
     })
-}
-
-/// Those of the payload, after the fork so that they stop nothing of ours; the filter lets that call through, which
-/// the C library needs to start any program.
-fn give_limits(wanted: &ProcessLimits) -> Outcome<()> {
-    rlimits::reset(wanted).map_err(enter_error)?;
-    rlimits::apply(wanted).map_err(limit_error)
 }
 
 fn limit_error(error: StepError) -> EnterError {
