@@ -207,6 +207,20 @@ fn starting_without_root_is_77_and_leaves_nothing() {
 }
 
 #[test]
+fn settings_are_read_before_anybody_is_asked_who_they_are() {
+    let visit = Visit::new();
+    let root = visit.dir.path().to_str().expect("text").to_owned();
+    let set = |setting: &str| visit.run(&["--root", &root, "set", "web", setting]);
+    let wrong = set("pids-max=none");
+    let text = "error: `resources.pids-max`: 'none' is no number of tasks, as in 512 or \"infinity\"\n";
+    assert_eq!(wrong.status, 2, "{}", wrong.stderr);
+    assert!(wrong.stderr.starts_with(text), "{}", wrong.stderr);
+    let right = set("pids-max=512");
+    assert_eq!(right.status, 77);
+    assert_eq!(right.stderr, "error: only root may change what machines are limited by\n");
+}
+
+#[test]
 fn everybody_may_look_at_images_and_only_root_changes_them() {
     let visit = Visit::new();
     let root = visit.dir.path().to_str().expect("text").to_owned();

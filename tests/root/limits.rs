@@ -1,11 +1,13 @@
 //! `[resources]` as far as this host can keep them: it has groups of both versions, and on cgroup2 only `hugetlb`.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use machinist::cgroup::limits;
+use machinist::host;
 use machinist::plan::limits::Limit;
-use machinist::spec::ResourceKey;
+use machinist::spec::{IoMax, ResourceKey, Resources};
 use machinist::sys::Errno;
 
 use crate::support::{Host, Output};
@@ -281,4 +283,45 @@ fn two_who_change_a_machine_at_once_both_have_their_way() {
     }
     host.ok(&["stop", &machine]);
     host.assert_nothing_left();
+}
+
+/// A disk with one partition, which goes with it.
+struct Disk(String);
+
+impl Disk {
+    fn new(file: &Path) -> Self {
+        std::fs::File::create(file).expect("create").set_len(8 << 20).expect("grow");
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().expect("run losetup");
+        let disk = Self(String::from_utf8_lossy(&made.stdout).trim().to_owned());
+        assert!(disk.0.starts_with("/dev/loop"), "{made:?}");
+        let part = Command::new("addpart").args([&disk.0, "1", "2048", "2048"]).status().expect("run addpart");
+        assert!(part.success());
+        disk
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("delpart").args([&self.0, "1"]).status();
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_partition_and_a_directory_stand_for_their_disk() {
+    let host = Host::new();
+    let disk = Disk::new(&host.path("disk"));
+    let limit = |device: PathBuf| IoMax { device, read: Some(1), write: None, read_iops: None, write_iops: None };
+    let part = PathBuf::from(format!("{}p1", disk.0));
+    let paths = [PathBuf::from(&disk.0), part, host.path(""), "/dev/null".into(), host.path("no")];
+    let resources = Resources { io_max: paths.iter().cloned().map(limit).collect(), ..Resources::default() };
+    let found = host::probe_for(&resources).expect("facts").limits.disks;
+    let number: u32 = disk.0.trim_start_matches("/dev/loop").parse().expect("a number");
+    assert_eq!(found[&paths[0]], Ok((7, number)));
+    assert_eq!(found[&paths[1]], Ok((7, number)), "the partition");
+    // What the directory is on has a queue: it is a whole disk.
+    let (major, minor) = found[&paths[2]].clone().expect("the test's directory is on a disk");
+    assert!(Path::new(&format!("/sys/dev/block/{major}:{minor}/queue")).is_dir());
+    assert_eq!(found[&paths[3]], Err("is a character device".to_owned()));
+    assert_eq!(found[&paths[4]], Err("No such file or directory".to_owned()));
 }
