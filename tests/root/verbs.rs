@@ -381,6 +381,10 @@ fn readiness_comes_from_pid_1_alone_and_is_passed_on() {
     host.wait_for("PID 1", || !host.ok(&["list"]).is_empty() && host.status(&machine, "status") == "waiting");
     assert_eq!(host.status(&machine, "state"), "starting");
     socket.set_nonblocking(true).expect("nonblocking");
+    let mut buffer = [0; 512];
+    let count = socket.recv(&mut buffer).expect("what is waited for");
+    let waits = "STATUS=Machine starting, waits for its init to say that it is ready.";
+    assert_eq!(String::from_utf8_lossy(&buffer[..count]), waits);
     assert!(socket.recv(&mut [0; 512]).is_err(), "ready too early");
     host.sh(&machine, "touch /tmp/go");
     let mut messages = String::new();
