@@ -558,7 +558,12 @@ impl Ended {
                 let _ = self.prepared.run_dir.write(&self.state);
                 match Pause::new(self, delay).wait(signals) {
                     (ended, true) => ended.prepared.renew().map(Box::new).map(Turn::Again),
-                    (ended, false) => ended.finish().map(Turn::Over),
+                    (mut ended, false) => {
+                        ended.prepared.manager.tell("STOPPING=1\nSTATUS=Machine stopping.");
+                        // What was asked for has been done, and whoever runs it has no failure to show.
+                        ended.exit = Exit { status: 0, asked: true, ..ended.exit };
+                        ended.finish().map(Turn::Over)
+                    }
                 }
             }
         }

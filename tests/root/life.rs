@@ -323,6 +323,18 @@ fn a_signal_or_a_kill_ends_the_pause_too() {
     life.wait_for("its end", || life.is_gone());
     life.wait_for("the supervisor's end", || !life.host.path("run/machinist/machines").join(&life.machine).exists());
     life.host.assert_nothing_left();
+
+    // In the foreground, where its status is seen: what was asked for is no failure.
+    let run = life.begin("run");
+    life.wait_for("its boot", || life.lines("boots") == 2);
+    life.kill("leader");
+    life.wait_for("the pause", || life.state() == "restarting");
+    kill(Pid::from_raw(run.id().cast_signed()), Signal::SIGTERM).expect("kill");
+    let (status, text) = finished(run);
+    let said = format!("warning: machine '{}' was killed by SIGKILL; started again in 1h\n", life.machine);
+    assert_eq!((status, text.contains(&said)), (0, true), "{text}");
+    life.host.assert_nothing_left();
+
     let life = paused();
     life.ok("kill");
     life.wait_for("its end", || !life.host.path("run/machinist/machines").join(&life.machine).exists());
