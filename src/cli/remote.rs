@@ -5,6 +5,8 @@
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::enter::ExecArgs;
@@ -12,7 +14,7 @@ use super::output::{self, Failure, status};
 use crate::bus::SystemBus;
 use crate::bus::machinist1::{Daemon, Exec, Refused};
 use crate::cgroup::Usage;
-use crate::spec::Layout;
+use crate::spec::{Layout, ProcessLimits};
 use crate::supervisor::state::{MAY_BE_NULL, Statistics};
 
 /// Set by the daemon for the verbs that it runs, which must not ask it again.
@@ -64,6 +66,11 @@ fn with_nulls(mut object: Value, keys: &[&str]) -> Value {
     object
 }
 
+/// The same for a part that we know as a type: what it does not say is none, and becomes null again.
+fn whole<T: Default + DeserializeOwned + Serialize>(part: Value) -> Value {
+    serde_json::to_value(serde_json::from_value::<T>(part).unwrap_or_default()).unwrap_or_default()
+}
+
 /// What runs, for those who may not look themselves.
 pub(super) fn list(layout: &Layout, all: bool) -> Option<Result<Vec<Value>, Failure>> {
     let list = if is_root() { None } else { ask(layout, |daemon| daemon.list(all)) };
@@ -77,18 +84,20 @@ pub(super) fn list(layout: &Layout, all: bool) -> Option<Result<Vec<Value>, Fail
 /// What is known of one machine, for those who may not look themselves.
 pub(super) fn machine(layout: &Layout, name: &str) -> Option<Result<Value, Failure>> {
     let found = if is_root() { None } else { ask(layout, |daemon| daemon.machine(name)) };
-    let whole = |machine: Value| {
+    let with_all_keys = |machine: Value| {
         // Those that are only defined have less.
         if machine["supervisor"].is_null() {
             return machine;
         }
         let mut machine = with_nulls(machine, &MAY_BE_NULL);
-        // What it does not say is none, and becomes null again.
-        let usage: Usage = serde_json::from_value(machine["usage"].take()).unwrap_or_default();
-        machine["usage"] = serde_json::to_value(usage).unwrap_or_default();
+        for (key, whole) in
+            [("usage", whole::<Usage> as fn(Value) -> Value), ("process-limits", whole::<ProcessLimits>)]
+        {
+            machine[key] = whole(machine[key].take());
+        }
         machine
     };
-    found.map(|found| found.map(whole))
+    found.map(|found| found.map(with_all_keys))
 }
 
 /// What machines use, for those who may not look themselves; as for [`Daemon::statistics`].

@@ -220,7 +220,7 @@ mod tests {
 
     fn machine(name: &str, second: u64, usage: Usage) -> Statistics {
         let monotonic_usec = 5_000_000 + second * 1_000_000;
-        Statistics { name: name.into(), state: "running".into(), leader: 7, since: 1000, monotonic_usec, usage }
+        Statistics { name: name.into(), state: "running".into(), leader: Some(7), since: 1000, monotonic_usec, usage }
     }
 
     fn used(cpu: u64, read: u64) -> Usage {
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn a_machine_that_began_meanwhile_has_no_rates() {
         let before = [machine("a", 0, used(9000, 0)), machine("c", 1, used(0, 0))];
-        let again = Statistics { leader: 8, ..machine("a", 1, used(10_000, 0)) };
+        let again = Statistics { leader: Some(8), ..machine("a", 1, used(10_000, 0)) };
         let rows = compare(&before, vec![again, machine("b", 1, used(1, 1)), machine("c", 1, used(5, 5))]);
         // The last was looked at twice in one microsecond.
         rows.iter().for_each(|row| assert_eq!(row.rates, Rates::default(), "{}", row.now.name));

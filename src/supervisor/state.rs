@@ -329,8 +329,8 @@ pub struct Statistics {
     pub name: String,
     /// The word for what it does.
     pub state: String,
-    /// PID 1 of the machine as the host sees it: another one has begun with new counters.
-    pub leader: i32,
+    /// PID 1 of the machine as the host sees it, if it has one now: another one has begun with new counters.
+    pub leader: Option<i32>,
     /// Start of this boot of the machine, in seconds since 1970.
     pub since: u64,
     /// The moment, on the host's monotonic clock in microseconds.
@@ -385,7 +385,7 @@ impl State {
         Statistics {
             name: self.name.clone(),
             state: self.word().to_owned(),
-            leader: self.leader,
+            leader: self.leader(),
             since: self.since,
             monotonic_usec: u64::try_from(usec).unwrap_or(0),
             usage: cgroup::usage(&self.cgroup),

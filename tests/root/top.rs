@@ -108,7 +108,7 @@ impl Drop for Terminal {
 
 /// Two machines, one of them busy.
 fn machines(host: &Host) -> (String, String) {
-    let (busy, idle) = (host.define("z-busy", BUSY), host.define("idle", IDLE));
+    let (busy, idle) = (host.define("zz", BUSY), host.define("idle", IDLE));
     host.ok(&["start", &busy, &idle]);
     (busy, idle)
 }

@@ -28,7 +28,7 @@ pub(super) struct Column {
 }
 
 /// Shortest that a longer name is cut to.
-const SHORT_NAME: usize = 14;
+const SHORT_NAME: usize = 12;
 /// Columns of a bar.
 const BAR: usize = 10;
 
@@ -49,7 +49,7 @@ const fn left(head: &'static str, width: usize, importance: u8, cell: fn(&Row, &
 const WIDE: usize = 120;
 
 static COLUMNS: [Column; 23] = [
-    left("STATE", 8, 5, |row, _| (clean(&row.now.state), state_paint(&row.now.state))),
+    left("STATE", 10, 5, |row, _| (clean(&row.now.state), state_paint(&row.now.state))),
     column("CPU%", 5, 1, |row, _| of_limit(row.rates.cpu_percent.map(percent), row.rates.cpu_percent, 90.0)),
     left("OF HOST", BAR, 15, cpu_bar),
     column("CPU TIME", 8, 11, |row, _| plain(row.now.usage.cpu_usec.map(cpu_time))),
@@ -71,7 +71,7 @@ static COLUMNS: [Column; 23] = [
     column("P-MEM", 5, 6, |row, _| stall_cell(row.now.usage.pressure.memory.as_ref())),
     column("P-I/O", 5, 6, |row, _| stall_cell(row.now.usage.pressure.io.as_ref())),
     column("UPTIME", 6, 8, |row, around| plain(Some(uptime(around.now.saturating_sub(row.now.since))))),
-    column("LEADER", 7, 19, |row, _| plain(Some(row.now.leader.to_string()))),
+    column("LEADER", 7, 19, |row, _| plain(row.now.leader.map(|pid| pid.to_string()))),
 ];
 
 /// The columns for a width, and how wide the names before them and the gaps between them are.
