@@ -511,7 +511,8 @@ impl Running {
             ProcessEnded::Killed(signal) => End::Killed(signal),
             ProcessEnded::Exited(code) => End::Exited(code),
         };
-        let asked = asked.is_some() || expected;
+        // One that was to reboot and crashes on the way there has crashed.
+        let asked = asked.is_some_and(|stop| stop.request == Request::Poweroff) || expected;
         let exit = Exit { end, status, reboot, asked, killed, out_of_memory, gave_up: None };
         if let Some(console) = &mut self.prepared.console {
             console.drain(Duration::from_millis(500));
@@ -548,6 +549,8 @@ impl Ended {
             }
             Next::After(delay) => {
                 let reason = self.exit.reason();
+                // They have asked for a reboot, and there is one, if not as they meant it.
+                self.prepared.wait_for_boot.append(&mut self.waiting);
                 self.prepared.tell(&format!("machine '{name}' {reason}; started again in {}", Span(delay)));
                 self.state.phase = Phase::Restarting;
                 self.state.leader = 0;

@@ -357,6 +357,24 @@ fn a_reboot_and_viewers_are_served_in_the_pause() {
 }
 
 #[test]
+fn a_crash_on_the_way_to_a_reboot_is_a_crash() {
+    let life = Life::new(
+        "restart = \"on-failure\"\nrestart-delay = \"0s\"",
+        "trap : TERM; echo up >>/shared/boots; while :; do sleep 1; done",
+    );
+    life.ok("start");
+    life.wait_for("its boot", || life.lines("boots") == 1);
+    let reboot = life.begin("reboot");
+    life.wait_for("the request", || life.state() == "stopping");
+    life.kill("leader");
+    assert_eq!(finished(reboot), (0, format!("Machine '{}' has been rebooted.\n", life.machine)));
+    life.wait_for("another boot", || life.lines("boots") == 2);
+    assert_eq!(life.status("last-end"), "was killed by SIGKILL");
+    life.host.ok(&["stop", "--timeout", "1s", &life.machine]);
+    life.host.assert_nothing_left();
+}
+
+#[test]
 fn a_poweroff_from_inside_is_followed_by_a_start_only_if_that_is_always() {
     for (restart, follows) in [("on-failure", false), ("always", true)] {
         let life = Life::new("", "");
