@@ -42,9 +42,17 @@ pub fn drop_in(spec: &MachineSpec, definition: &Path, defined: impl Fn(&MachineN
     if !text.is_empty() {
         sections.push(format!("[Unit]\n{text}"));
     }
+    let mut service = String::new();
     if spec.boot.restart.when != Restart::No {
         // The supervisor starts its machine again; this is for a supervisor that was killed.
-        sections.push("[Service]\nRestart=on-abnormal\n".to_owned());
+        service.push_str("Restart=on-abnormal\n");
+    }
+    if spec.resources.pids_max.is_some() {
+        // The template's limit, which is for machines that say nothing of it, would hold beside theirs.
+        service.push_str("TasksMax=infinity\n");
+    }
+    if !service.is_empty() {
+        sections.push(format!("[Service]\n{service}"));
     }
     let head = format!("# Made from {}; `systemctl daemon-reload` makes it anew.\n", definition.display());
     (!sections.is_empty()).then(|| format!("{head}\n{}", sections.join("\n")))

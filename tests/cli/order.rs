@@ -5,6 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use machinist::config;
+use machinist::plan::unit;
+use machinist::spec::{Bound, Layout, MachineSpec};
+
 /// Runs the generator for a host with these definitions; gives what it wrote, and what it said.
 fn generate(definitions: &[(&str, &str)]) -> (BTreeMap<String, String>, String) {
     let root = tempfile::tempdir().expect("temporary directory");
@@ -56,6 +60,19 @@ fn the_generator_tells_systemd_what_definitions_say() {
     ]);
     insta::assert_snapshot!(shown(&files));
     assert_eq!(said, "");
+}
+
+#[test]
+fn the_units_limit_of_tasks_gives_way_to_the_machines() {
+    let layout = Layout::new("/nowhere");
+    let mut spec = config::load(&layout, "machines/minimal.toml").unwrap_or_else(|e| panic!("{e}")).spec;
+    let drop_in = |spec: &MachineSpec| unit::drop_in(spec, Path::new("/x.toml"), |_| true);
+    assert_eq!(drop_in(&spec), None);
+    for limit in [Bound::At(20_000), Bound::Infinity] {
+        spec.resources.pids_max = Some(limit);
+        let text = drop_in(&spec).expect("something to say");
+        assert!(text.ends_with(" makes it anew.\n\n[Service]\nTasksMax=infinity\n"), "{text}");
+    }
 }
 
 #[test]
