@@ -88,6 +88,11 @@ impl<'a> Daemon<'a> {
         self.ask("Start", &name)
     }
 
+    /// The same without what it needs, which is there.
+    pub fn start_alone(&self, name: &str) -> Result<(), Refused> {
+        self.ask("StartAlone", &name)
+    }
+
     /// Stops a machine; gives a remark, as that it had to be killed, or nothing.
     pub fn stop(&self, name: &str, timeout: Option<Duration>) -> Result<String, Refused> {
         self.ask("Stop", &(name, microseconds(timeout)))
@@ -183,7 +188,8 @@ fn refused(error: zbus::Error) -> Refused {
         other => return Refused::Failed(other.to_string()),
     };
     match name.strip_prefix("org.freedesktop.DBus.Error.").unwrap_or_default() {
-        "ServiceUnknown" | "NameHasNoOwner" => Refused::Absent,
+        // A daemon from before that method is as good as none.
+        "ServiceUnknown" | "NameHasNoOwner" | "UnknownMethod" => Refused::Absent,
         "AccessDenied" | "InteractiveAuthorizationRequired" => Refused::Denied(text),
         "InvalidArgs" => Refused::Invalid(text),
         _ => Refused::Failed(text),

@@ -9,16 +9,27 @@ use crate::bus::{BusError, SystemBus};
 use crate::plan::unit;
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::state::State;
+use crate::supervisor::{self, Exit};
 use crate::{config, host};
 
 /// Where systemd's generators write.
 const GENERATED: &str = "/run/systemd/generator";
 
-/// What the supervisor that is a unit's main process says last, before the exit status of its machine.
-pub(super) const ENDED: &str = "Machine ended with status ";
+/// What the supervisor that is a unit's main process says last, before what has ended its machine.
+const ENDED: &str = "Machine has ended: it ";
 
 /// The same of a machine that had to be killed.
-pub(super) const KILLED: &str = "Machine did not stop in time and was killed.";
+const KILLED: &str = "Machine did not stop in time and was killed.";
+
+/// Tells the service manager whose unit we are how the machine ended.
+pub(super) fn tell_end(exit: &Exit) {
+    let reason = exit.reason();
+    supervisor::tell_manager(&match &exit.gave_up {
+        _ if exit.killed => KILLED.to_owned(),
+        Some(text) => format!("{text}: the last time it {reason}"),
+        None => format!("{ENDED}{reason}"),
+    });
+}
 
 /// Whether systemd carries machines here; its unit for them may still be missing.
 pub(super) fn by_systemd(layout: &Layout) -> bool {
@@ -68,12 +79,9 @@ pub(super) fn start(layout: &Layout, name: &MachineName, wait: bool) -> Result<b
 fn explain(failure: Failure, name: &MachineName, job: &str, state: &UnitState) -> Failure {
     let unit = &state.unit;
     match job {
-        "failed" | "timeout" if state.text.starts_with(ENDED) => {
-            let status = state.text.trim_start_matches(ENDED).trim_end_matches('.');
-            failure
-                .cause(format!("it ended with status {status} before it was ready"))
-                .hint(format!("`machinist logs {name}` shows what it said"))
-        }
+        "failed" | "timeout" if state.text.starts_with(ENDED) => failure
+            .cause(format!("it {} before it was ready", state.text.trim_start_matches(ENDED)))
+            .hint(format!("`machinist logs {name}` shows what it said")),
         "failed" | "timeout" if !state.text.is_empty() => {
             let said = state.text.strip_prefix(&format!("{}: ", super::machine::cannot_start(name)));
             failure.cause(said.unwrap_or(&state.text)).hint(format!("`journalctl -u {unit}` tells more"))

@@ -33,7 +33,7 @@ pub(super) fn enable(layout: &Layout, args: &EnableArguments, quiet: bool) -> Re
     names.iter().for_each(|name| say(quiet, &format!("Machine '{name}' starts with the host.")));
     if args.now {
         let stopped = names.iter().filter(|name| !runs(layout, name)).map(ToString::to_string).collect();
-        let args = StartArguments { names: stopped, autostart: false, no_wait: false, jobs: None };
+        let args = StartArguments { names: stopped, autostart: false, alone: false, no_wait: false, jobs: None };
         later(&mut failures, super::start::start(layout, &args, quiet));
     }
     failures.result()

@@ -93,11 +93,10 @@ fn run_here(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Fai
     let talk = !quiet && job.console == Mode::Interactive;
     say(!talk, &format!("Starting machine '{name}'. Press ^] three times within 1s to stop it."));
     let exit = supervisor::prepare(job).and_then(Prepared::run).map_err(|e| Failure::machine(&doing, &e))?;
+    carried::tell_end(&exit);
     if exit.killed {
-        supervisor::tell_manager(carried::KILLED);
         output::warn(&format!("machine '{name}' did not stop in time and was killed"));
     } else {
-        supervisor::tell_manager(&format!("{}{}.", carried::ENDED, exit.status));
         say(!talk, &format!("Machine '{name}' has ended."));
     }
     // Units restart what ends with this status (`RestartForceExitStatus=`); it is not the payload's to say.

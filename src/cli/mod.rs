@@ -257,6 +257,9 @@ pub(crate) struct StartArguments {
     /// Also every machine that starts with the host, and none that runs already
     #[arg(long)]
     autostart: bool,
+    /// Only these and not what they need, which whoever calls has seen to
+    #[arg(long, hide = true)]
+    alone: bool,
     /// Return as soon as the init has begun
     #[arg(long)]
     no_wait: bool,

@@ -40,9 +40,20 @@ impl Failure {
         Self { status: status::USAGE, ..Self::new(message) }
     }
 
-    /// What somebody else tells, with its causes and hints in it.
+    /// What somebody else tells as [`report`] prints it; what is laid out otherwise stays as it is.
     pub(crate) fn told(status: u8, text: String) -> Self {
-        Self { status, ..Self::new(text) }
+        let mut lines = text.lines();
+        let mut failure = Self { status, ..Self::new(lines.next().unwrap_or_default()) };
+        for line in lines {
+            if let Some(cause) = line.strip_prefix("  cause: ") {
+                failure.causes.push(cause.to_owned());
+            } else if let (Some(hint), None) = (line.strip_prefix("  hint: "), &failure.hint) {
+                failure.hint = Some(hint.to_owned());
+            } else {
+                return Self { status, ..Self::new(text) };
+            }
+        }
+        failure
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -318,6 +329,14 @@ mod tests {
     fn tables_line_up_and_do_not_trail() {
         let rows = vec![vec!["a".to_owned(), "long cell".to_owned(), "x".to_owned()]];
         assert_eq!(table(&["NAME", "B", "C"], &rows), "NAME  B          C\na     long cell  x\n");
+    }
+
+    #[test]
+    fn what_others_tell_is_taken_apart_if_it_is_one_failure() {
+        let one = Failure::told(1, "a\n  cause: b\n  cause: c\n  hint: d".into());
+        assert_eq!((one.line().as_str(), one.hint.as_deref()), ("a: b: c", Some("d")));
+        let two = "a\n  cause: b\nerror: c";
+        assert_eq!(Failure::told(1, two.into()).message, two);
     }
 
     #[test]

@@ -46,6 +46,12 @@ pub(super) fn start(layout: &Layout, name: &str) -> Option<Result<(), Failure>> 
     is_name.then(|| ask(layout, |daemon| daemon.start(name))).flatten()
 }
 
+/// Starts a machine, but not what it needs.
+pub(super) fn start_alone(layout: &Layout, name: &str) -> Option<Result<(), Failure>> {
+    let is_name = crate::spec::MachineName::parse(name).is_ok();
+    is_name.then(|| ask(layout, |daemon| daemon.start_alone(name))).flatten()
+}
+
 /// Stops a machine; gives a remark, or nothing.
 pub(super) fn stop(layout: &Layout, name: &str, timeout: Option<Duration>) -> Option<Result<String, Failure>> {
     ask(layout, |daemon| daemon.stop(name, timeout))

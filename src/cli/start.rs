@@ -88,6 +88,9 @@ pub(super) fn start(layout: &Layout, args: &StartArguments, quiet: bool) -> Resu
             )
         });
     }
+    if args.alone {
+        return super::machine::each(&args.names, |name| start_one(layout, name, args.no_wait, quiet, &mut None));
+    }
     let mut failures = Failures::default();
     let names = if args.autostart { autostart(layout, &args.names) } else { args.names.clone() };
     let wanted = Wanted::gather(layout, &names, &mut failures);
@@ -245,7 +248,7 @@ fn start_one(layout: &Layout, source: &str, no_wait: bool, quiet: bool, channel:
     let no_spinner = quiet || channel.is_some();
     if !no_wait {
         let spinner = Spinner::new(no_spinner, format!("starting machine '{source}'"));
-        let done = remote::start(layout, source);
+        let done = remote::start_alone(layout, source);
         spinner.clear();
         if let Some(result) = done {
             result?;

@@ -367,6 +367,7 @@ pub(super) static OWN_MANAGER: LazyLock<Interface> = LazyLock::new(|| {
          method GetMachine s:name > a{sv}:machine
          method GetStatistics as:names > aa{sv}:machines
          method Start s:name >
+         method StartAlone s:name >
          method Stop s:name t:timeout_usec > s:remark
          method Restart s:name > s:remark
          method Reload > a(ss):problems

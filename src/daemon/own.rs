@@ -94,7 +94,9 @@ pub(super) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str
         }
         "GetMachine" => get(daemon, call, &call.arguments::<String>()?).await,
         "GetStatistics" => statistics(daemon, call, call.arguments()?).await,
-        "Start" => start(daemon, call, &call.arguments::<String>()?).await,
+        "Start" => start(daemon, call, &call.arguments::<String>()?, &["start"]).await,
+        // What it needs has been seen to by whoever calls.
+        "StartAlone" => start(daemon, call, &call.arguments::<String>()?, &["start", "--alone"]).await,
         "Restart" => restart(daemon, call, &call.arguments::<String>()?).await,
         "Stop" => {
             let (name, timeout): (String, u64) = call.arguments()?;
@@ -122,7 +124,7 @@ pub(super) async fn machine_call(daemon: &Arc<Daemon>, call: &Call, member: &str
             authorise(daemon, call, name, INSPECT, "stats").await?;
             call.reply(&to_dictionary(&json(&state.statistics())))
         }
-        "Start" => start(daemon, call, name).await,
+        "Start" => start(daemon, call, name, &["start"]).await,
         "Restart" => restart(daemon, call, name).await,
         "Stop" => stop(daemon, call, name, call.arguments()?).await,
         "Exec" => {
@@ -178,7 +180,7 @@ async fn authorise(daemon: &Arc<Daemon>, call: &Call, name: &str, action: &str, 
     daemon.authorise(call, action, &[("machine", name), ("verb", verb)]).await
 }
 
-async fn start(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
+async fn start(daemon: &Arc<Daemon>, call: &Call, name: &str, verb: &[&str]) -> Outcome {
     // A name and nothing else: this program takes files, too.
     MachineName::parse(name).map_err(Failure::invalid_args)?;
     if !exists(daemon, name) {
@@ -186,7 +188,7 @@ async fn start(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
         return Err(Failure::invalid_args(error.trim_start_matches("error: ").trim_end()));
     }
     authorise(daemon, call, name, MANAGE, "start").await?;
-    daemon.start(name).await?;
+    daemon.run(&[verb, &["--", name]].concat()).await?.check()?;
     call.reply(&())
 }
 
@@ -286,11 +288,6 @@ async fn exec(daemon: &Arc<Daemon>, call: &Call, name: &str, wanted: Exec, files
 }
 
 impl Daemon {
-    /// Starts a machine and comes back when it is ready.
-    pub(super) async fn start(&self, name: &str) -> Outcome<()> {
-        self.run(&["start", "--", name]).await?.check()
-    }
-
     /// Tells what happened to everybody who listens.
     pub(super) async fn event(&self, machine: &str, event: &str, details: &Value) {
         let body = (machine, event, to_dictionary(details));

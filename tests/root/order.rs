@@ -1,10 +1,12 @@
 //! Machines that need each other, on a host without systemd: `start` and `stop` follow what definitions say.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::support::{Host, Output};
+use crate::bus::Bus;
+use crate::support::{Host, Output, finish};
 
 /// A PID 1 that writes what it does into a file of the host, is ready after a while, and may fail instead.
 const INIT: &str = r#"#!/usr/bin/perl
@@ -116,7 +118,25 @@ fn a_chain_is_started_in_its_order_and_stopped_against_it() {
 
 #[test]
 fn a_failure_stops_the_chain_with_an_explanation() {
+    explain(&Machines::new());
+}
+
+#[test]
+fn the_daemon_follows_the_order_and_explains_the_same() {
     let machines = Machines::new();
+    let bus = Bus::start(&machines.host);
+    explain(&machines);
+    machines.define("a", "", "");
+    // What the daemon is asked for is more than one machine.
+    assert_eq!(bus.own("Start", &["s", &machines.name("c")]).status, 0);
+    assert_eq!(machines.log(), ["a begins", "a ready", "b begins", "b ready", "c begins", "c ready"]);
+    assert_eq!(bus.own("Stop", &["st", &machines.name("a"), "18446744073709551615"]).status, 0);
+    assert_eq!(machines.log(), ["c stops", "c ends", "b stops", "b ends", "a stops", "a ends"]);
+    drop(bus);
+    machines.host.assert_nothing_left();
+}
+
+fn explain(machines: &Machines) {
     machines.define("a", "", "FAIL = \"1\"");
     machines.define("b", "requires = [\"@a\"]", "");
     machines.define("c", "requires = [\"@b\"]", "");
@@ -143,6 +163,7 @@ fn a_failure_stops_the_chain_with_an_explanation() {
     );
     assert_eq!(machines.log(), ["a begins", "d begins", "d ready"]);
     machines.ok(&["stop", "--all"]);
+    machines.log();
     machines.host.assert_nothing_left();
 }
 
@@ -285,5 +306,31 @@ fn two_who_start_what_needs_the_same_machine_start_it_once() {
     assert_eq!(log[..2], ["a begins", "a ready"], "{log:?}");
     assert_eq!(log.len(), 6, "{log:?}");
     machines.ok(&["stop", "--all"]);
+    machines.host.assert_nothing_left();
+}
+
+#[test]
+fn the_service_manager_is_told_why_a_machine_did_not_start() {
+    let machines = Machines::new();
+    machines.define("a", "", "FAIL = \"1\"");
+    machines.define("b", "", "");
+    std::fs::remove_dir_all(machines.host.path("w-b")).expect("remove");
+    std::fs::write(machines.host.path("w-b"), "no directory").expect("write");
+    let socket = UnixDatagram::bind(machines.host.path("notify")).expect("bind");
+    socket.set_nonblocking(true).expect("nonblocking");
+    let last = |name: &str| {
+        let mut command = machines.host.command();
+        command.args(["run", "--quiet", "--console=none", &machines.name(name)]);
+        finish(command.env("NOTIFY_SOCKET", machines.host.path("notify")));
+        let mut buffer = [0; 4096];
+        let mut last = String::new();
+        while let Ok(count) = socket.recv(&mut buffer) {
+            last = String::from_utf8_lossy(&buffer[..count]).into_owned();
+        }
+        machines.plain(&last)
+    };
+    assert_eq!(last("a"), "STATUS=Machine has ended: it ended with status 3");
+    let told = last("b");
+    assert!(told.starts_with("STATUS=cannot start machine 'b': cannot ") && told.contains("/w-b"), "{told}");
     machines.host.assert_nothing_left();
 }
