@@ -288,6 +288,11 @@ async fn exec(daemon: &Arc<Daemon>, call: &Call, name: &str, wanted: Exec, files
 }
 
 impl Daemon {
+    /// Starts a machine and comes back when it is ready.
+    pub(super) async fn start(&self, name: &str) -> Outcome<()> {
+        self.run(&["start", "--", name]).await?.check()
+    }
+
     /// Tells what happened to everybody who listens.
     pub(super) async fn event(&self, machine: &str, event: &str, details: &Value) {
         let body = (machine, event, to_dictionary(details));

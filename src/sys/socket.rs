@@ -7,6 +7,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg,
     setsockopt, socket, socketpair, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::{Context, Errno, Error, Result};
 
@@ -216,6 +217,8 @@ pub fn take_passed(count: u32) -> Vec<OwnedFd> {
 pub fn notify(address: &str, text: &str) -> Result<()> {
     let fd = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
         .call(|| "socket(SOCK_DGRAM)".into())?;
+    // Its queue holds few messages, and nobody may wait for ever for one who does not read them.
+    setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(5)).call(|| "setsockopt(SO_SNDTIMEO)".into())?;
     let to = unix_address(address)?;
     let slices = [IoSlice::new(text.as_bytes())];
     sendmsg(fd.as_raw_fd(), &slices, &[], MsgFlags::MSG_NOSIGNAL, Some(&to))
