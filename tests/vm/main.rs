@@ -280,6 +280,110 @@ const STATS: [&str; 22] = [
     "nothing is left of them",
 ];
 
+/// Of `scripts/limits`.
+const LIMITS: [&str; 45] = [
+    "the package installs",
+    "a machine with limits starts",
+    "they are on its own group",
+    "who takes more memory than there is is killed",
+    "which is counted",
+    "the machine lives on",
+    "and takes what it may",
+    "a fork bomb comes up against its limit",
+    "it has no more tasks than that",
+    "the host is usable",
+    "a lower limit ends it",
+    "it is lifted",
+    "as the kernel has it",
+    "what was entered then works",
+    "it is still the same machine",
+    "processor time is limited",
+    "the limit holds within a tenth",
+    "it is changed",
+    "the new one holds, too",
+    "it is lifted, and what was limited ends",
+    "writing to the disk is limited",
+    "that limit holds within a tenth",
+    "reading is limited, and writing no more",
+    "what was written slowly is over soon",
+    "it is read as slowly as that",
+    "a device is read",
+    "and not written, which is not allowed",
+    "one that was not asked for is not there",
+    "a limit is saved",
+    "systemd reloads",
+    "which changes nothing",
+    "the machine restarts",
+    "what was saved is there",
+    "beside what was in the definition",
+    "what was not is gone",
+    "a value that cannot be is refused",
+    "processors that are not there are, too",
+    "so is a disk that is not there",
+    "what takes a restart says so",
+    "nothing has changed by that",
+    "a machine of a device that is not there does not start",
+    "nor one with a limit that systemd does not hand on",
+    "a machine without its definition stops",
+    "and is gone",
+    "nothing is left of any",
+];
+
+/// Of `scripts/chain`, on both hosts; then they reboot.
+const CHAIN: [&str; 25] = [
+    "the package installs",
+    "a machine starts with those it requires",
+    "each when the one before it is ready",
+    "all of them run",
+    "the first of them stops with those that require it",
+    "each when the one after it has stopped",
+    "none runs",
+    "what requires itself is refused",
+    "a first machine that fails stops the others",
+    "of which none began",
+    "and none runs",
+    "a machine starts that is to be kept up",
+    "it crashes and is there again",
+    "its supervisor is killed, and it is there again",
+    "it crashes too often and is not",
+    "so often was it started",
+    "its log says why",
+    "it starts when it is told to",
+    "it stops when it is told to, and stays so",
+    "another is started that is not to be kept up",
+    "its supervisor is killed, and nothing of it is there",
+    "it can be started",
+    "and stopped",
+    "they start again",
+    "in their order",
+];
+
+/// The rest of it with systemd.
+const CHAIN_WITH_SYSTEMD: [&str; 11] = [
+    "what starts with the host is there after its reboot",
+    "it was stopped in the same order, and started again",
+    "systemd has each as a unit",
+    "systemd stops the first",
+    "and before it those that require it",
+    "systemd starts the last",
+    "and before it those that it requires",
+    "systemd says that one did not start because of another",
+    "and that the first failed",
+    "nothing runs",
+    "nothing is left of any",
+];
+
+/// The rest of it without.
+const CHAIN_WITH_SYSVINIT: [&str; 7] = [
+    "what starts with the host is there after its reboot",
+    "it was stopped in the same order, and started again",
+    "the service says so",
+    "it stops them",
+    "in the same order",
+    "nothing runs",
+    "nothing is left of any",
+];
+
 #[test]
 fn machines_live_on_a_host_with_systemd() {
     Vm::new(SYSTEMD).claims("life", &LIFE);
@@ -333,4 +437,19 @@ fn a_package_is_enough_for_machines_that_start_with_the_host() {
 #[test]
 fn a_package_brings_services_without_systemd() {
     Vm::with_packages(SYSVINIT).claims("services", &SERVICES);
+}
+
+#[test]
+fn limits_hold_and_are_changed() {
+    Vm::with_packages(SYSTEMD).claims("limits", &LIMITS);
+}
+
+#[test]
+fn machines_live_in_their_order_with_systemd() {
+    Vm::with_packages(SYSTEMD).claims("chain", &[&CHAIN[..], &CHAIN_WITH_SYSTEMD[..]].concat());
+}
+
+#[test]
+fn machines_live_in_their_order_with_sysvinit() {
+    Vm::with_packages(SYSVINIT).claims("chain", &[&CHAIN[..], &CHAIN_WITH_SYSVINIT[..]].concat());
 }
