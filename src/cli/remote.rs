@@ -14,7 +14,7 @@ use super::output::{self, Failure, status};
 use crate::bus::SystemBus;
 use crate::bus::machinist1::{Daemon, Exec, Refused};
 use crate::cgroup::Usage;
-use crate::spec::{Layout, ProcessLimits};
+use crate::spec::{Layout, ProcessLimits, RestartPolicy};
 use crate::supervisor::state::{MAY_BE_NULL, Statistics};
 
 /// Set by the daemon for the verbs that it runs, which must not ask it again.
@@ -96,9 +96,12 @@ pub(super) fn machine(layout: &Layout, name: &str) -> Option<Result<Value, Failu
             return machine;
         }
         let mut machine = with_nulls(machine, &MAY_BE_NULL);
-        for (key, whole) in
-            [("usage", whole::<Usage> as fn(Value) -> Value), ("process-limits", whole::<ProcessLimits>)]
-        {
+        let parts: [(&str, fn(Value) -> Value); 3] = [
+            ("usage", whole::<Usage>),
+            ("process-limits", whole::<ProcessLimits>),
+            ("restart", whole::<Option<RestartPolicy>>),
+        ];
+        for (key, whole) in parts {
             machine[key] = whole(machine[key].take());
         }
         machine

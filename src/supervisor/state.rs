@@ -365,10 +365,6 @@ impl State {
         let mut value = serde_json::to_value(self).unwrap_or_default();
         if let Some(object) = value.as_object_mut() {
             object.remove("phase");
-            // What is unset inside of something: the bus has no null, and only keys of the top can be known to lack.
-            for inner in object.values_mut().filter_map(Value::as_object_mut) {
-                inner.retain(|_, value| !value.is_null());
-            }
             object.remove("resources");
             object.insert("limits".into(), cgroup::limits::in_force(&self.cgroup, &self.limits));
             object.insert("leader".into(), self.leader().into());
