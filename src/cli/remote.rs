@@ -96,14 +96,9 @@ pub(super) fn machine(layout: &Layout, name: &str) -> Option<Result<Value, Failu
             return machine;
         }
         let mut machine = with_nulls(machine, &MAY_BE_NULL);
-        let parts: [(&str, fn(Value) -> Value); 3] = [
-            ("usage", whole::<Usage>),
-            ("process-limits", whole::<ProcessLimits>),
-            ("restart", whole::<Option<RestartPolicy>>),
-        ];
-        for (key, whole) in parts {
-            machine[key] = whole(machine[key].take());
-        }
+        machine["usage"] = whole::<Usage>(machine["usage"].take());
+        machine["process-limits"] = whole::<ProcessLimits>(machine["process-limits"].take());
+        machine["restart"] = whole::<Option<RestartPolicy>>(machine["restart"].take());
         machine
     };
     found.map(|found| found.map(with_all_keys))
