@@ -36,6 +36,22 @@ pub(super) fn by_systemd(layout: &Layout) -> bool {
     layout.root() == Path::new("/") && host::systemd_runs()
 }
 
+/// Where systemd looks for units that somebody has installed (`systemd.unit(5)`).
+const UNITS: [&str; 5] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
+
+/// The unit that `start` would have systemd start for this; none for a file, or where it is not installed.
+pub(super) fn unit_for(layout: &Layout, name_or_file: &str) -> Option<String> {
+    let name = MachineName::parse(name_or_file).ok().filter(|_| by_systemd(layout))?;
+    let installed = UNITS.iter().any(|dir| Path::new(dir).join(unit::TEMPLATE).exists());
+    installed.then(|| unit::name(&name))
+}
+
 /// Whether a running machine is its own unit, not a scope.
 pub(super) fn is_unit(layout: &Layout, name: &MachineName, state: &State) -> bool {
     by_systemd(layout) && state.unit.as_ref() == Some(&unit::name(name))

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write};
 use std::time::Duration;
 
+use super::carried;
 use super::config::{self as face, ShowError, ShowStyle};
 use super::output::{self, Failure, Failures, written};
 use super::start::Wanted;
@@ -46,10 +47,14 @@ pub(super) fn plan(layout: &Layout, name: &str, json: bool) -> Result<u8, Failur
     wanted.warn();
     let Some(loaded) = wanted.take_only() else { return Ok(output::status::OK) };
     let facts = host::probe_for(&loaded.spec.resources).map_err(|e| Failure::call("cannot look at this host", &e))?;
-    let plan = match plan::build(&loaded.spec, &facts, layout) {
+    let mut plan = match plan::build(&loaded.spec, &facts, layout) {
         Ok(plan) => plan,
         Err(e) => return Err(Failure::plan(loaded, &e)),
     };
+    if let (UnitPlan::Scope(_), Some(unit)) = (&plan.cgroup.unit, carried::unit_for(layout, name)) {
+        plan.cgroup.group = format!("/machine.slice/{unit}");
+        plan.cgroup.unit = UnitPlan::Own(unit);
+    }
     written(|out| if json { json_plan(&plan, out) } else { out.write_all(describe(&plan).as_bytes()) })
 }
 
@@ -112,7 +117,7 @@ pub fn describe(plan: &Plan) -> String {
     }
     let whose = match &plan.cgroup.unit {
         UnitPlan::None => String::new(),
-        UnitPlan::Own(unit) => format!(", of the unit {unit} that we are"),
+        UnitPlan::Own(unit) => format!(", of the unit {unit}"),
         UnitPlan::Scope(unit) => format!(", of the scope {unit} that systemd makes"),
     };
     line("cgroup", &format!("{}{}/payload{whose}", plan.cgroup.mount.display(), plan.cgroup.group));

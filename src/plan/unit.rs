@@ -9,6 +9,9 @@ use crate::spec::{MachineName, MachineSpec, Restart};
 /// The file's name in the directory of drop-ins.
 pub const DROP_IN: &str = "50-machine.conf";
 
+/// The unit of which every machine's is an instance.
+pub const TEMPLATE: &str = "machinist@.service";
+
 /// The unit of a machine.
 pub fn name(machine: &MachineName) -> String {
     format!("machinist@{machine}.service")

@@ -70,7 +70,7 @@ const MACHINED: [&str; 33] = [
 ];
 
 /// Of `scripts/units`.
-const UNITS: [&str; 26] = [
+const UNITS: [&str; 27] = [
     "it installs",
     "a machine starts in a scope",
     "systemd takes it for one machine",
@@ -88,6 +88,7 @@ const UNITS: [&str; 26] = [
     "and the group is below ours",
     "it stops without a bus",
     "nothing is left of it",
+    "the plan has it in its unit",
     "a watched service starts",
     "its supervisor makes its own group where systemd does not",
     "beside the payload",
