@@ -37,7 +37,7 @@ pub(super) fn by_systemd(layout: &Layout) -> bool {
 }
 
 /// Where systemd looks for units that somebody has installed (`systemd.unit(5)`).
-const UNITS: [&str; 5] = [
+pub(super) const UNITS: [&str; 5] = [
     "/etc/systemd/system",
     "/run/systemd/system",
     "/usr/local/lib/systemd/system",

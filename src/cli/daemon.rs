@@ -71,8 +71,8 @@ pub(crate) fn help(layout: &Layout, sealed: bool) -> Result<u8, Failure> {
 
 /// One line on standard error, with the priority that the journal reads where nobody watches.
 fn say(priority: u8, text: &str) {
-    let mut err = std::io::stderr().lock();
-    let result = if err.is_terminal() { writeln!(err, "{text}") } else { writeln!(err, "<{priority}>{text}") };
-    // There is nobody left to tell.
-    let _ = result;
+    let mut err = std::io::stderr();
+    let line = if err.is_terminal() { format!("{text}\n") } else { format!("<{priority}>{text}\n") };
+    // In one go: standard error keeps nothing back. Who cannot be told is not there any more.
+    let _ = err.write_all(line.as_bytes());
 }

@@ -6,14 +6,11 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use super::carried::drop_in_file;
+use super::carried::{UNITS, drop_in_file};
 use super::output::{Failure, status};
 use crate::config::{self, Family};
 use crate::plan::unit;
 use crate::spec::{Layout, MachineName};
-
-/// Where the unit is that all machines have in common.
-const TEMPLATES: [&str; 3] = ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system"];
 
 /// Writes what all definitions have to say below `directory`.
 pub(super) fn generate(layout: &Layout, directory: &Path) -> Result<u8, Failure> {
@@ -49,10 +46,9 @@ pub(super) fn generate(layout: &Layout, directory: &Path) -> Result<u8, Failure>
 
 /// Has `machines.target` start a machine, and the host start `machines.target`.
 fn start_with_host(layout: &Layout, directory: &Path, name: &MachineName) -> std::io::Result<()> {
-    let template = "machinist@.service";
-    let is_there = |dir: &&&str| layout.root().join(&dir[1..]).join(template).exists();
-    let dir = TEMPLATES.iter().find(is_there).unwrap_or(&"/usr/lib/systemd/system");
-    link(&Path::new(dir).join(template), &directory.join("machines.target.wants").join(unit::name(name)))?;
+    let is_there = |dir: &&&str| layout.root().join(&dir[1..]).join(unit::TEMPLATE).exists();
+    let dir = UNITS.iter().find(is_there).unwrap_or(&"/usr/lib/systemd/system");
+    link(&Path::new(dir).join(unit::TEMPLATE), &directory.join("machines.target.wants").join(unit::name(name)))?;
     link(Path::new("../machines.target"), &directory.join("multi-user.target.wants/machines.target"))
 }
 
