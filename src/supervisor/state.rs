@@ -157,7 +157,12 @@ impl RunDir {
             };
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => return Err(RunDirError::Running),
+                Err(rustix::io::Errno::WOULDBLOCK) if has_owner(&lock)? => return Err(RunDirError::Running),
+                // Somebody was looking whether there is one; they do not take long.
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    std::thread::yield_now();
+                    continue;
+                }
                 Err(e) => return Err(e).call(|| format!("flock('{}/{LOCK}')", path.display())).map_err(Into::into),
             }
             // The owner before us removes the file before it lets go of the lock.
@@ -286,8 +291,13 @@ fn is_locked(dir: &OwnedFd) -> sys::Result<bool> {
         Err(rustix::io::Errno::NOENT) => return Ok(false),
         Err(e) => return Err(e).call(|| format!("open('{LOCK}')")),
     };
-    // Shared, and at once let go again: a start at this very moment sees a held lock only for that long.
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+    has_owner(&lock)
+}
+
+/// Whether somebody holds a lock for himself. Whoever looks shares it for a moment, which [`RunDir::acquire`] tells from
+/// an owner in the same way.
+fn has_owner(lock: &OwnedFd) -> sys::Result<bool> {
+    match rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) {
         Ok(()) => Ok(false),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
         Err(e) => Err(e).call(|| format!("flock('{LOCK}')")),
@@ -471,6 +481,26 @@ mod tests {
         assert!(!layout.run_dir(&name).exists());
         assert!(RunDir::acquire(&layout, &name).is_ok());
         drop(dir);
+    }
+
+    #[test]
+    fn whoever_looks_keeps_nobody_from_starting() {
+        let (_dir, layout) = layout();
+        let name = MachineName::parse("web").expect("valid");
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                        is_owned(&layout, &name).expect("look");
+                    }
+                });
+            }
+            let starts = (0..2000).map(|_| RunDir::acquire(&layout, &name).map(RunDir::release));
+            let failed = starts.filter(|start| !matches!(start, Ok(Ok(())))).count();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(failed, 0, "starts of 2000 that somebody was in the way of");
+        });
     }
 
     #[test]
