@@ -1,5 +1,6 @@
 //! The life of one machine: when it is ready, and what becomes of it when it has ended by itself.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -345,14 +346,21 @@ fn a_signal_or_a_kill_ends_the_pause_too() {
 #[test]
 fn a_reboot_and_viewers_are_served_in_the_pause() {
     let life = paused();
-    let viewer = life.begin("console");
+    let mut viewer = life.begin("console");
+    // It has come before the machine goes when it shows what was said last.
+    let mut shown = BufReader::new(viewer.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.starts_with("[machinist] machine ") {
+        line.clear();
+        assert_ne!(shown.read_line(&mut line).expect("read"), 0, "it shows nothing of the end");
+    }
     life.ok("reboot");
     life.wait_for("the second boot", || life.lines("boots") == 2);
     assert_eq!(life.state(), "running");
     life.ok("stop");
-    let output = viewer.wait_with_output().expect("wait");
-    let seen = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(seen.contains("[machinist] machine ") && output.status.success(), "{seen:?} {output:?}");
+    std::io::copy(&mut shown, &mut std::io::sink()).expect("read");
+    let (status, text) = finished(viewer);
+    assert_eq!(status, 0, "{text}");
     life.host.assert_nothing_left();
 }
 
