@@ -77,9 +77,7 @@ impl Errand {
 
 impl Drop for Errand {
     fn drop(&mut self) {
-        // It may have ended by itself; either way it is reaped, and a killed one cannot keep us waiting.
-        let _ = process::pidfd_send_signal(&self.child, libc::SIGKILL);
-        let _ = process::wait_pidfd(&self.child, true);
+        process::kill_and_reap(&self.child);
     }
 }
 

@@ -263,8 +263,7 @@ pub fn is_frozen(path: &Path) -> bool {
 pub fn ran_out_of_memory(path: &Path) -> bool {
     let events = open_dir(rustix::fs::CWD, path.join("payload")).and_then(|dir| read_at(&dir, "memory.events"));
     // Without the controller nobody counts.
-    let kills = events.ok().and_then(|text| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()));
-    kills.is_some_and(|kills: u64| kills > 0)
+    events.ok().and_then(|text| usage::field(&text, "oom_kill")).is_some_and(|kills| kills > 0)
 }
 
 /// Every process below the group at `path`, with its group.

@@ -139,7 +139,7 @@ fn number(text: &str) -> Option<u64> {
 }
 
 /// The number after a word at the beginning of a line.
-fn field(text: &str, key: &str) -> Option<u64> {
+pub(super) fn field(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim_end().parse().ok())
 }
 

@@ -126,6 +126,23 @@ enum Source {
     Console(Token),
 }
 
+/// Waits until something happens to one of these, or the time is up; gives what did.
+pub(super) fn poll_sources<S: Copy>(
+    list: &[(BorrowedFd<'_>, PollFlags, S)],
+    at_most: Option<Duration>,
+) -> nix::Result<Vec<(S, PollFlags)>> {
+    let mut fds: Vec<PollFd<'_>> = list.iter().map(|(fd, flags, _)| PollFd::new(*fd, *flags)).collect();
+    let timeout = at_most.map_or(PollTimeout::NONE, |wait| {
+        PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+    });
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(e) => return Err(e),
+    }
+    let ready = fds.iter().zip(list);
+    Ok(ready.filter_map(|(fd, (_, _, s))| Some((*s, fd.revents().filter(|r| !r.is_empty())?))).collect())
+}
+
 impl Running {
     pub(super) fn new(prepared: Prepared, leader: OwnedFd, notify: OwnedFd, state: State) -> Self {
         let awaited = Awaited::new(&prepared.job.plan.exec.ready, state.init_kind);
@@ -217,22 +234,8 @@ impl Running {
         let command = self.stop.as_ref().and_then(|s| s.command.as_ref());
         list.extend(command.map(|c| (c.poll_fd(), read, Source::StopCommand)));
         list.extend(self.changing.as_ref().map(|c| (c.poll_fd(), read, Source::Limits)));
-        let mut console = Vec::new();
-        if let Some(c) = &self.prepared.console {
-            c.poll_fds(&mut console);
-        }
-        list.extend(console.into_iter().map(|(fd, flags, token)| (fd, flags, Source::Console(token))));
-        let mut fds: Vec<PollFd<'_>> = list.iter().map(|(fd, flags, _)| PollFd::new(*fd, *flags)).collect();
-        let timeout = self.timeout();
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(e) => return Err(e),
-        }
-        let ready: Vec<_> = fds
-            .iter()
-            .zip(&list)
-            .filter_map(|(fd, (_, _, source))| Some((*source, fd.revents().filter(|r| !r.is_empty())?)))
-            .collect();
+        list.extend(self.prepared.console_fds().map(|(fd, flags, token)| (fd, flags, Source::Console(token))));
+        let ready = poll_sources(&list, self.wait_at_most())?;
         if ready.is_empty() && !self.trimmed {
             // Nothing to do for a while: give back what the start needed.
             self.trimmed = true;
@@ -241,16 +244,13 @@ impl Running {
         Ok(ready)
     }
 
-    fn timeout(&self) -> PollTimeout {
+    fn wait_at_most(&self) -> Option<Duration> {
         let idle = (!self.trimmed).then_some(Duration::from_millis(500));
         let asking = |s: &Stopping| s.ask_at.filter(|_| s.command.is_none() && !s.killed);
         let stop = self.stop.iter().flat_map(|s| [s.deadline, asking(s)]).flatten();
         let due = self.prepared.manager.due().into_iter().chain(self.awaited.due());
         let at = stop.chain(due).map(|at| at.saturating_duration_since(Instant::now()));
-        match idle.into_iter().chain(at).min() {
-            Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
-            None => PollTimeout::NONE,
-        }
+        idle.into_iter().chain(at).min()
     }
 
     fn take_signals(&mut self, fd: &SignalFd) {

@@ -3,13 +3,13 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
 use super::console::{Event, Token};
 use super::control::{self, Answer, Callers, Request};
-use super::life::{Ended, UNPOLLED};
+use super::life::{Ended, UNPOLLED, poll_sources};
 
 /// A machine that is about to be started again.
 #[derive(Debug)]
@@ -68,23 +68,9 @@ impl Pause {
         let read = PollFlags::POLLIN;
         let mut list = vec![(signals, read, Source::Signals), (prepared.control.as_fd(), read, Source::Listener)];
         list.extend(self.callers.poll_fds().map(|(fd, index)| (fd, read, Source::Caller(index))));
-        let mut console = Vec::new();
-        if let Some(c) = &prepared.console {
-            c.poll_fds(&mut console);
-        }
-        list.extend(console.into_iter().map(|(fd, flags, token)| (fd, flags, Source::Console(token))));
-        let mut fds: Vec<PollFd<'_>> = list.iter().map(|(fd, flags, _)| PollFd::new(*fd, *flags)).collect();
+        list.extend(prepared.console_fds().map(|(fd, flags, token)| (fd, flags, Source::Console(token))));
         let at = self.until.into_iter().chain(prepared.manager.due()).min();
-        let timeout = at.map_or(PollTimeout::NONE, |at| {
-            let wait = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
-        });
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(e) => return Err(e),
-        }
-        let ready = fds.iter().zip(&list);
-        Ok(ready.filter_map(|(fd, (_, _, s))| Some((*s, fd.revents().filter(|r| !r.is_empty())?))).collect())
+        poll_sources(&list, at.map(|at| at.saturating_duration_since(Instant::now())))
     }
 
     fn take_signals(&mut self, fd: &SignalFd) {

@@ -1,8 +1,9 @@
 //! Takes everything a machine needs of the host, before any process of it exists.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::poll::PollFlags;
 use rustix::fs::Mode as FileMode;
 
 use super::console::{self, LogFile};
@@ -293,6 +294,15 @@ impl Prepared {
             IdPlan::Identity => Some(IdRange { shift: 0, size: ID_RANGE_SIZE }),
             IdPlan::Picked | IdPlan::Fixed(_) => self.ids.as_ref().map(IdRangeLock::range),
         }
+    }
+
+    /// The console's descriptors to wait for, each with what for.
+    pub(super) fn console_fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags, console::Token)> {
+        let mut list = Vec::new();
+        if let Some(console) = &self.console {
+            console.poll_fds(&mut list);
+        }
+        list.into_iter()
     }
 
     /// Opens the console's log, if it is kept.

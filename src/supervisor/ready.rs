@@ -237,9 +237,7 @@ impl Connecting {
 impl Drop for Connecting {
     fn drop(&mut self) {
         if !self.over {
-            // It is our child and does nothing that a signal could not end.
-            let _ = process::pidfd_send_signal(&self.child, libc::SIGKILL);
-            let _ = process::wait_pidfd(&self.child, true);
+            process::kill_and_reap(&self.child);
         }
     }
 }

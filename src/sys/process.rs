@@ -160,6 +160,12 @@ pub enum Ended {
     Killed(i32),
 }
 
+/// Kills the child behind a pidfd and reaps it, whether it has ended by itself or not: a killed one keeps nobody waiting.
+pub fn kill_and_reap(pidfd: impl AsFd) {
+    let _ = pidfd_send_signal(&pidfd, libc::SIGKILL);
+    let _ = wait_pidfd(&pidfd, true);
+}
+
 /// Reaps the child behind a pidfd, waiting for it unless `block` is false (`None`: it still runs).
 pub fn wait_pidfd(pidfd: impl AsFd, block: bool) -> Result<Option<Ended>> {
     use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};

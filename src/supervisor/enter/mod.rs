@@ -518,14 +518,12 @@ impl Running {
         if let Some(leaf) = &self.leaf {
             let _ = leaf.kill();
         }
-        let _ = process::pidfd_send_signal(&self.first, Signal::SIGKILL as i32);
-        let _ = process::wait_pidfd(&self.first, true);
+        process::kill_and_reap(&self.first);
         while self.command.is_none() && self.socket.as_ref().is_some_and(|s| is_readable(s, GRACE)) {
             let _ = self.receive();
         }
         if let Some(command) = &self.command {
-            let _ = process::pidfd_send_signal(command, Signal::SIGKILL as i32);
-            let _ = process::wait_pidfd(command, true);
+            process::kill_and_reap(command);
         }
         if let Some(leaf) = &self.leaf {
             let _ = leaf.wait_empty(GRACE);
