@@ -6,11 +6,12 @@ use super::output::{self, Failure};
 use super::start::Wanted;
 use crate::bus::units::{self, Started, UnitState};
 use crate::bus::{BusError, SystemBus};
+use crate::config::{self, Loaded};
+use crate::host;
 use crate::plan::unit;
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::state::State;
 use crate::supervisor::{self, Exit};
-use crate::{config, host};
 
 /// Where systemd's generators write.
 const GENERATED: &str = "/run/systemd/generator";
@@ -37,7 +38,7 @@ pub(super) fn by_systemd(layout: &Layout) -> bool {
 }
 
 /// Where systemd looks for units that somebody has installed (`systemd.unit(5)`).
-pub(super) const UNITS: [&str; 5] = [
+const UNITS: [&str; 5] = [
     "/etc/systemd/system",
     "/run/systemd/system",
     "/usr/local/lib/systemd/system",
@@ -48,8 +49,18 @@ pub(super) const UNITS: [&str; 5] = [
 /// The unit that `start` would have systemd start for this; none for a file, or where it is not installed.
 pub(super) fn unit_for(layout: &Layout, name_or_file: &str) -> Option<String> {
     let name = MachineName::parse(name_or_file).ok().filter(|_| by_systemd(layout))?;
-    let installed = UNITS.iter().any(|dir| Path::new(dir).join(unit::TEMPLATE).exists());
-    installed.then(|| unit::name(&name))
+    installed(layout.root(), unit::TEMPLATE).map(|_| unit::name(&name))
+}
+
+/// The directory that a unit is installed in, below `root`.
+pub(super) fn installed(root: &Path, unit: &str) -> Option<&'static str> {
+    UNITS.into_iter().find(|dir| root.join(dir.trim_start_matches('/')).join(unit).exists())
+}
+
+/// What systemd is told of a machine by the generator, if there is anything to say.
+pub(super) fn drop_in(layout: &Layout, loaded: &Loaded) -> Option<String> {
+    let defined = |other: &MachineName| config::definition(layout, other).is_some();
+    unit::drop_in(&loaded.spec, &loaded.definition, defined)
 }
 
 /// Whether a running machine is its own unit, not a scope.
@@ -65,12 +76,9 @@ pub(super) fn drop_in_file(generated: &Path, name: &MachineName) -> PathBuf {
 /// Has systemd read its units anew if it knows any of the machines otherwise than their definitions are now. It takes
 /// long, since all generators run.
 pub(super) fn refresh(layout: &Layout, wanted: &Wanted) -> Result<(), Failure> {
-    let all = wanted.all();
-    let stale = wanted.family.members().filter(|(name, _)| all.contains(*name)).any(|(name, member)| {
-        let Ok(loaded) = &member.loaded else { return false };
-        let defined = |other: &MachineName| config::definition(layout, other).is_some();
-        let drop_in = unit::drop_in(&loaded.spec, &loaded.definition, defined);
-        std::fs::read_to_string(drop_in_file(Path::new(GENERATED), name)).ok() != drop_in
+    let stale = wanted.members().any(|(name, member)| {
+        let Ok(loaded) = member.loaded() else { return false };
+        std::fs::read_to_string(drop_in_file(Path::new(GENERATED), name)).ok() != drop_in(layout, loaded)
     });
     if stale && let Err(e) = units::reload(&SystemBus::of(layout)) {
         return Err(failed("cannot have systemd read its units anew", &e));

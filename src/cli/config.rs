@@ -88,7 +88,7 @@ pub fn check(
             let machine =
                 asked.and_then(|name| graph.circle(&name).map_or(Ok(name), |circle| Err(family.circle(&circle))));
             let member = machine.as_ref().map(|machine| family.get(machine));
-            match member.and_then(|member| member.map(|m| m.loaded.as_ref().map(|loaded| (m, loaded))).transpose()) {
+            match member.and_then(|member| member.map(|m| m.loaded().map(|loaded| (m, loaded))).transpose()) {
                 Ok(Some((member, loaded))) => {
                     for warning in &member.warnings {
                         writeln!(errors, "warning: {warning}\n")?;

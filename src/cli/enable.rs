@@ -1,5 +1,7 @@
 //! `enable` and `disable`: whether a machine starts with the host.
 
+use std::path::Path;
+
 use super::look::machine_name;
 use super::output::{self, Failure, Failures, say};
 use super::{EnableArguments, StartArguments, StopArguments, carried};
@@ -9,15 +11,6 @@ use crate::plan::unit;
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::state;
 use crate::{config, daemon};
-
-/// Where systemd looks for units that were installed.
-const UNITS: [&str; 5] = [
-    "/etc/systemd/system",
-    "/run/systemd/system",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-];
 
 /// `machinist enable`
 pub(super) fn enable(layout: &Layout, args: &EnableArguments, quiet: bool) -> Result<u8, Failure> {
@@ -81,7 +74,7 @@ fn change(layout: &Layout, names: &[MachineName], on: bool) -> Result<(), Failur
         let mut files: Vec<String> = names.iter().map(unit::name).collect();
         // Machines are started by it, and it may be there and not be enabled.
         let target = "machines.target";
-        if on && UNITS.iter().any(|dir| std::path::Path::new(dir).join(target).exists()) {
+        if on && carried::installed(Path::new("/"), target).is_some() {
             files.push(target.to_owned());
         }
         units::enable(&SystemBus::of(layout), &files, on).map_err(|e| carried::failed(&doing(first), &e))?;

@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use super::carried::{UNITS, drop_in_file};
+use super::carried::{drop_in, drop_in_file, installed};
 use super::output::{Failure, status};
 use crate::config::{self, Family};
 use crate::plan::unit;
@@ -15,29 +15,28 @@ use crate::spec::{Layout, MachineName};
 /// Writes what all definitions have to say below `directory`.
 pub(super) fn generate(layout: &Layout, directory: &Path) -> Result<u8, Failure> {
     let names: Vec<String> = config::list(layout).into_iter().map(|(name, _)| name.to_string()).collect();
-    let (family, _) = Family::gather(layout, &names);
+    let (family, read) = Family::gather(layout, &names);
     let graph = super::start::graph(&family);
-    for name in &names {
-        let loaded = match config::load(layout, name) {
-            Ok(loaded) => loaded,
+    for (name, machine) in names.iter().zip(read) {
+        let machine = match machine {
+            Ok(machine) => machine,
             Err(error) => {
                 tell(&format!("{}, ignoring machine '{name}'", Failure::config(&error).line()));
                 continue;
             }
         };
-        let machine = &loaded.spec.name;
-        let defined = |other: &MachineName| config::definition(layout, other).is_some();
-        if let Some(text) = unit::drop_in(&loaded.spec, &loaded.definition, defined) {
-            report(name, write(&drop_in_file(directory, machine), &text));
+        let Some((member, Ok(loaded))) = family.get(&machine).map(|member| (member, &member.alone)) else { continue };
+        if let Some(text) = drop_in(layout, loaded) {
+            report(name, write(&drop_in_file(directory, &machine), &text));
         }
         // What cannot be started is told to systemd all the same, so that it does not start it, either.
-        let wrong = match family.get(machine).map(|member| &member.loaded) {
-            Some(Err(error)) => Some(Failure::config(error)),
-            _ => graph.circle(machine).map(|circle| family.circle(&circle).into()),
+        let wrong = match member.loaded() {
+            Err(error) => Some(Failure::config(error)),
+            Ok(_) => graph.circle(&machine).map(|circle| family.circle(&circle).into()),
         };
         match wrong {
             Some(failure) => tell(&format!("{}, not starting machine '{name}' with the host", failure.line())),
-            None if loaded.spec.boot.autostart => report(name, start_with_host(layout, directory, machine)),
+            None if loaded.spec.boot.autostart => report(name, start_with_host(layout, directory, &machine)),
             None => {}
         }
     }
@@ -46,8 +45,7 @@ pub(super) fn generate(layout: &Layout, directory: &Path) -> Result<u8, Failure>
 
 /// Has `machines.target` start a machine, and the host start `machines.target`.
 fn start_with_host(layout: &Layout, directory: &Path, name: &MachineName) -> std::io::Result<()> {
-    let is_there = |dir: &&&str| layout.root().join(&dir[1..]).join(unit::TEMPLATE).exists();
-    let dir = UNITS.iter().find(is_there).unwrap_or(&"/usr/lib/systemd/system");
+    let dir = installed(layout.root(), unit::TEMPLATE).unwrap_or("/usr/lib/systemd/system");
     link(&Path::new(dir).join(unit::TEMPLATE), &directory.join("machines.target.wants").join(unit::name(name)))?;
     link(Path::new("../machines.target"), &directory.join("multi-user.target.wants/machines.target"))
 }

@@ -12,7 +12,7 @@ use crate::cgroup::Usage;
 use crate::config;
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::console::{Shown, print_log};
-use crate::supervisor::state;
+use crate::supervisor::state::{self, State};
 use crate::sys::Errno;
 
 /// Parses a name given on the command line.
@@ -24,6 +24,11 @@ fn seconds_since(then: u64) -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()).saturating_sub(then)
 }
 
+/// What a machine's supervisor says of it, if it runs.
+pub(super) fn state_of(layout: &Layout, name: &MachineName) -> Result<Option<State>, Failure> {
+    state::read(layout, name).map_err(|e| Failure::call(format!("cannot look at machine '{name}'"), &e))
+}
+
 /// Every machine that runs, with `all` also those that are only defined, by name.
 fn machines(layout: &Layout, all: bool) -> Result<Vec<Value>, Failure> {
     let mut machines: BTreeMap<String, Value> = BTreeMap::new();
@@ -32,9 +37,7 @@ fn machines(layout: &Layout, all: bool) -> Result<Vec<Value>, Failure> {
         machines.extend(defined.map(|name| (name.clone(), state::summary(&name, None))));
     }
     for name in state::names(layout) {
-        let state =
-            state::read(layout, &name).map_err(|e| Failure::call(format!("cannot look at machine '{name}'"), &e))?;
-        if let Some(state) = state {
+        if let Some(state) = state_of(layout, &name)? {
             machines.insert(name.as_str().to_owned(), state::summary(name.as_str(), Some(&state)));
         }
     }
@@ -88,8 +91,7 @@ pub(super) fn status(layout: &Layout, args: &StatusArguments) -> Result<u8, Fail
 
 /// What is known of a machine that runs or is defined.
 fn details(layout: &Layout, name: &MachineName) -> Result<Value, Failure> {
-    let state = state::read(layout, name).map_err(|e| Failure::call(format!("cannot look at machine '{name}'"), &e))?;
-    if let Some(state) = state {
+    if let Some(state) = state_of(layout, name)? {
         return Ok(state.details());
     }
     match config::list(layout).into_iter().find(|(n, _)| n == name) {

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::enter::{self as face, ExecArgs, ShellArgs};
-use super::look::machine_name;
+use super::look::{machine_name, state_of};
 use super::output::{self, Failure, Failures, say, status};
 use super::{ConsoleMode, ExecArguments, RunArguments, carried, key_values, remote};
 use crate::bus::{SystemBus, machine1};
@@ -138,9 +138,7 @@ pub(super) fn each(names: &[String], mut work: impl FnMut(&str) -> Result<(), Fa
 /// The state of a machine that must be running.
 pub(super) fn running(layout: &Layout, name: &str) -> Result<(MachineName, State), Failure> {
     let name = machine_name(name)?;
-    let state =
-        state::read(layout, &name).map_err(|e| Failure::call(format!("cannot look at machine '{name}'"), &e))?;
-    match state {
+    match state_of(layout, &name)? {
         Some(state) => Ok((name, state)),
         None => Err(Failure::new(format!("machine '{name}' is not running"))),
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::SetArguments;
-use super::look::machine_name;
+use super::look::{machine_name, state_of};
 use super::machine::ask;
 use super::output::{self, Failure, say, status};
 use crate::config::{self, Change, ConfigError, Loaded, OriginSource};
@@ -29,7 +29,7 @@ pub(super) fn set(layout: &Layout, args: &SetArguments, quiet: bool) -> Result<u
     // Nobody else changes it from here on.
     let held = hold(layout, &name)?;
     let running = match &held {
-        Some(_) => look(layout, &name)?,
+        Some(_) => state_of(layout, &name)?,
         None => None,
     };
     let source = Source::of(layout, &name, running.as_ref());
@@ -69,10 +69,6 @@ fn hold(layout: &Layout, name: &MachineName) -> Result<Option<OwnedFd>, Failure>
         Err(e) if e.errno == Errno::ENOENT => Ok(None),
         Err(e) => Err(Failure::call(format!("cannot change machine '{name}'"), &e)),
     }
-}
-
-fn look(layout: &Layout, name: &MachineName) -> Result<Option<State>, Failure> {
-    state::read(layout, name).map_err(|e| Failure::call(format!("cannot look at machine '{name}'"), &e))
 }
 
 /// Where a machine's definition is, if it still is anywhere.

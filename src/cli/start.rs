@@ -5,10 +5,11 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::conduct::{self, Channel, Work};
+use super::look::state_of;
 use super::machine::{Spinner, cannot_start, prepare};
 use super::output::{self, Failure, Failures, say};
 use super::{StartArguments, carried, remote};
-use crate::config::{self, Family, Loaded};
+use crate::config::{self, Family, Loaded, Member};
 use crate::plan::order::{Graph, Skipped};
 use crate::spec::{Layout, MachineName, Ready, UserMode};
 use crate::supervisor::{self, Exit, MachineError, Prepared, seal, state, watch};
@@ -20,7 +21,7 @@ use crate::{daemon, host};
 pub(super) fn graph(family: &Family) -> Graph {
     let mut graph = Graph::default();
     for (name, member) in family.members() {
-        let order = member.loaded.as_ref().map(|loaded| loaded.spec.boot.order.clone());
+        let order = member.loaded().map(|loaded| loaded.spec.boot.order.clone());
         graph.insert(name.clone(), order.unwrap_or_default());
     }
     graph
@@ -31,7 +32,9 @@ pub(super) struct Wanted {
     pub(super) family: Family,
     pub(super) graph: Graph,
     /// Those asked for, of which nothing is wrong.
-    pub(super) asked: BTreeSet<MachineName>,
+    asked: BTreeSet<MachineName>,
+    /// These, and all that are started because of them.
+    all: BTreeSet<MachineName>,
 }
 
 impl Wanted {
@@ -39,26 +42,27 @@ impl Wanted {
     pub(super) fn gather(layout: &Layout, names_or_files: &[String], failures: &mut Failures) -> Self {
         let (family, asked) = Family::gather(layout, names_or_files);
         let graph = graph(&family);
-        let mut wanted = Self { family, graph, asked: BTreeSet::new() };
+        let mut wanted = Self { family, graph, asked: BTreeSet::new(), all: BTreeSet::new() };
         for name in asked {
             match name.map_err(Failure::from).and_then(|name| wanted.check(&name).map(|()| name)) {
                 Ok(name) => drop(wanted.asked.insert(name)),
                 Err(failure) => failures.add(failure),
             }
         }
+        wanted.all = wanted.graph.pulled_in(&wanted.asked);
         wanted
     }
 
-    pub(super) fn check(&self, name: &MachineName) -> Result<(), Failure> {
-        if let Some(Err(error)) = self.family.get(name).map(|member| &member.loaded) {
+    fn check(&self, name: &MachineName) -> Result<(), Failure> {
+        if let Some(Err(error)) = self.family.get(name).map(Member::loaded) {
             return Err(Failure::config(error));
         }
         self.graph.circle(name).map_or(Ok(()), |circle| Err(self.family.circle(&circle).into()))
     }
 
     /// Those asked for, and all that are started because of them.
-    pub(super) fn all(&self) -> BTreeSet<MachineName> {
-        self.graph.pulled_in(&self.asked)
+    pub(super) fn members(&self) -> impl Iterator<Item = (&MachineName, &Member)> {
+        self.family.members().filter(|(name, _)| self.all.contains(*name))
     }
 
     /// The definition of the only one asked for.
@@ -69,9 +73,7 @@ impl Wanted {
 
     /// Says what they do without.
     pub(super) fn warn(&self) {
-        let all = self.all();
-        let members = self.family.members().filter(|(name, _)| all.contains(*name));
-        members.flat_map(|(_, member)| &member.warnings).for_each(|warning| output::warn(warning));
+        self.members().flat_map(|(_, member)| &member.warnings).for_each(|warning| output::warn(warning));
     }
 }
 
@@ -96,18 +98,17 @@ pub(super) fn start(layout: &Layout, args: &StartArguments, quiet: bool) -> Resu
     let wanted = Wanted::gather(layout, &names, &mut failures);
     seal_for_all(&wanted)?;
     wanted.warn();
-    let mut schedule = wanted.graph.starting(&wanted.all());
-    for name in wanted.all() {
-        let call = |e| Failure::call(format!("cannot look at machine '{name}'"), &e);
-        let Some(state) = state::read(layout, &name).map_err(call)? else { continue };
-        if wanted.asked.contains(&name) {
+    let mut schedule = wanted.graph.starting(&wanted.all);
+    for name in &wanted.all {
+        let Some(state) = state_of(layout, name)? else { continue };
+        if wanted.asked.contains(name) {
             if !args.autostart {
                 let running = MachineError::AlreadyRunning(name.clone());
-                failures.add(Failure::machine(&cannot_start(&name), &running));
+                failures.add(Failure::machine(&cannot_start(name), &running));
             }
-            schedule.ended(&name, true);
+            schedule.ended(name, true);
         } else if state.phase == state::Phase::Running {
-            schedule.ended(&name, true);
+            schedule.ended(name, true);
         }
     }
     let units = carried::by_systemd(layout);
@@ -115,7 +116,7 @@ pub(super) fn start(layout: &Layout, args: &StartArguments, quiet: bool) -> Resu
         carried::refresh(layout, &wanted)?;
     }
     let limit = args.jobs.map_or_else(default_jobs, NonZeroUsize::get);
-    let awaited = wanted.all().into_iter().filter(|name| schedule.is_awaited(name)).collect();
+    let awaited = wanted.all.iter().filter(|name| schedule.is_awaited(name)).cloned().collect();
     let mut work = Starting {
         layout,
         wanted: &wanted,
@@ -138,9 +139,7 @@ fn default_jobs() -> usize {
 
 /// A sealed program begins anew, which must not happen in the midst of starting.
 fn seal_for_all(wanted: &Wanted) -> Result<(), Failure> {
-    let all = wanted.all();
-    let mut loaded = wanted.family.members().filter(|(name, _)| all.contains(*name)).map(|(_, member)| &member.loaded);
-    if loaded.any(|loaded| loaded.as_ref().is_ok_and(|loaded| loaded.spec.users.mode == UserMode::Host)) {
+    if wanted.members().any(|(_, member)| member.loaded().is_ok_and(|l| l.spec.users.mode == UserMode::Host)) {
         let facts = host::probe().map_err(|e| Failure::call("cannot look at this host", &e))?;
         if facts.privileged {
             seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
@@ -196,7 +195,7 @@ impl Starting<'_> {
 impl Work for Starting<'_> {
     fn work(&self, name: &MachineName, channel: &mut Channel) -> Result<(), Failure> {
         let Some(member) = self.wanted.family.get(name) else { return Ok(()) };
-        if let Err(error) = &member.loaded {
+        if let Err(error) = member.loaded() {
             return Err(Failure::config(error));
         }
         let is_owned = || state::is_owned(self.layout, name).unwrap_or(false);

@@ -6,11 +6,11 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::look::machine_name;
+use super::look::{machine_name, state_of};
 use super::output::{self, Failure, clean, size, status, table, written};
 use super::remote;
 use crate::cgroup::Stall;
-use crate::spec::{Layout, MachineName};
+use crate::spec::Layout;
 use crate::supervisor::state::{self, Statistics};
 
 #[derive(Debug, Args)]
@@ -47,18 +47,15 @@ pub(super) fn sample(layout: &Layout, names: &[String]) -> Result<Vec<Statistics
 }
 
 fn local_sample(layout: &Layout, names: &[String]) -> Result<Vec<Statistics>, Failure> {
-    let read = |name: &MachineName| {
-        state::read(layout, name).map_err(|e| Failure::call(format!("cannot look at machine '{name}'"), &e))
-    };
     let mut rows = Vec::new();
     if names.is_empty() {
         for name in state::names(layout) {
-            rows.extend(read(&name)?.map(|state| state.statistics()));
+            rows.extend(state_of(layout, &name)?.map(|state| state.statistics()));
         }
     }
     for name in names {
         let not_running = || Failure::new(format!("machine '{name}' is not running"));
-        rows.push(read(&machine_name(name)?)?.ok_or_else(not_running)?.statistics());
+        rows.push(state_of(layout, &machine_name(name)?)?.ok_or_else(not_running)?.statistics());
     }
     Ok(rows)
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::conduct::{self, Channel, Work};
-use super::look::machine_name;
+use super::look::{machine_name, state_of};
 use super::machine::{ask, each, remarked, running};
 use super::output::{self, Failure, Failures, say};
 use super::{StopArguments, carried, remote};
@@ -30,8 +30,7 @@ pub(super) fn stop(layout: &Layout, args: &StopArguments, quiet: bool) -> Result
     let mut graph = Graph::default();
     let mut all: BTreeSet<MachineName> = BTreeSet::new();
     for name in state::names(layout) {
-        let call = |e| Failure::call(format!("cannot look at machine '{name}'"), &e);
-        if let Some(state) = state::read(layout, &name).map_err(call)? {
+        if let Some(state) = state_of(layout, &name)? {
             graph.insert(name.clone(), order(layout, &name, &state));
             all.insert(name);
         }
@@ -106,10 +105,9 @@ fn stop_one(
     quiet: bool,
     alone: bool,
 ) -> Result<(), Failure> {
-    let call = |e| Failure::call(format!("cannot look at machine '{name}'"), &e);
     // A limit is told to the supervisor, which systemd cannot.
     if timeout.is_none()
-        && let Some(state) = state::read(layout, name).map_err(call)?
+        && let Some(state) = state_of(layout, name)?
         && carried::is_unit(layout, name, &state)
     {
         carried::stop(layout, name)?;

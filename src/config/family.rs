@@ -37,10 +37,19 @@ pub(super) fn links(boot: &BootTable, problems: &Problems) -> Vec<Link> {
 pub struct Member {
     /// The definition's name or file, as [`load`] takes it.
     pub source: String,
-    /// The definition, or what is wrong with it: what it requires is there if it is right.
-    pub loaded: Result<Loaded, ConfigError>,
+    /// The definition by itself, or what is wrong with it.
+    pub alone: Result<Loaded, ConfigError>,
+    /// What it requires and nobody defines.
+    missing: Option<ConfigError>,
     /// What it names and does without, one sentence each.
     pub warnings: Vec<String>,
+}
+
+impl Member {
+    /// The definition, or what is wrong with it: what it requires is there if it is right.
+    pub fn loaded(&self) -> Result<&Loaded, &ConfigError> {
+        self.missing.as_ref().map_or(self.alone.as_ref(), Err)
+    }
 }
 
 /// Definitions with all that they name.
@@ -73,13 +82,13 @@ impl Family {
         (family, asked)
     }
 
-    fn insert(&mut self, name: MachineName, source: String, loaded: Result<Loaded, ConfigError>) {
-        self.members.insert(name, Member { source, loaded, warnings: Vec::new() });
+    fn insert(&mut self, name: MachineName, source: String, alone: Result<Loaded, ConfigError>) {
+        self.members.insert(name, Member { source, alone, missing: None, warnings: Vec::new() });
     }
 
     /// Loads what a member names; gives those that are new.
     fn follow(&mut self, layout: &Layout, name: &MachineName) -> Vec<MachineName> {
-        let Some(Member { source, loaded: Ok(loaded), .. }) = self.members.get(name) else { return Vec::new() };
+        let Some(Member { source, alone: Ok(loaded), .. }) = self.members.get(name) else { return Vec::new() };
         let beside = if layers::is_file(source) { Path::new(source).parent() } else { None };
         let located = loaded.links.iter().map(|link| (link, locate(layout, beside, &link.name)));
         let (mut found, mut missing, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
@@ -98,9 +107,7 @@ impl Family {
         }
         if let Some(member) = self.members.get_mut(name) {
             member.warnings = warnings;
-            if !missing.is_empty() {
-                member.loaded = Err(ConfigError::Diagnostics(missing));
-            }
+            member.missing = (!missing.is_empty()).then_some(ConfigError::Diagnostics(missing));
         }
         let mut new = Vec::new();
         for (name, source) in found {
@@ -120,7 +127,7 @@ impl Family {
 
     /// Takes a member's definition out of the family, if nothing is wrong with it.
     pub fn take(&mut self, name: &MachineName) -> Option<Loaded> {
-        self.members.remove(name)?.loaded.ok()
+        self.members.remove(name).filter(|member| member.missing.is_none())?.alone.ok()
     }
 
     /// Every member, by name.
@@ -132,7 +139,7 @@ impl Family {
     pub fn circle(&self, circle: &[MachineName]) -> ConfigError {
         let steps = circle.iter().zip(circle.iter().skip(1));
         let mut links = steps.filter_map(|(from, to)| {
-            let loaded = self.members.get(from)?.loaded.as_ref().ok()?;
+            let loaded = self.members.get(from)?.loaded().ok()?;
             Some((from, loaded.links.iter().find(|link| link.name == *to)?))
         });
         let words: Vec<&str> = circle.iter().map(MachineName::as_str).collect();
