@@ -1,10 +1,12 @@
 //! Times `ListMachines` and `GetMachine` of whoever owns `org.freedesktop.machine1` on each of some buses, in turn, so
-//! that a noisy host is as noisy for one as for the other; run by `benches/daemon`.
+//! that a noisy host is as noisy for one as for the other; run by `benches/daemon`. On the last of them somebody who has
+//! nothing to do gives the same answers again: what he takes is what the bus and the caller take.
 //!
 //! ```text
-//! bus_client ROUNDS DAEMON=ADDRESS... COUNT...      COUNTs ascending; a line of JSON for each daemon and count
+//! bus_client ROUNDS DAEMON=ADDRESS... COUNT...      COUNTs ascending; a line of JSON for each daemon and count, and for the bus
 //! ```
 #![allow(
+    unsafe_code,
     clippy::print_stdout,
     clippy::unwrap_used,
     missing_docs,
@@ -12,15 +14,20 @@
 )]
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_core::Stream as _;
 use zbus::wire::OwnedObjectPath;
-use zbus::{Connection, Message};
+use zbus::{Connection, Message, MessageStream};
 
 const NAME: &str = "org.freedesktop.machine1";
 const PATH: &str = "/org/freedesktop/machine1";
 const MANAGER: &str = "org.freedesktop.machine1.Manager";
+/// Who has nothing to do.
+const ECHO: &str = "org.machinist1.Echo";
 
 /// Middle of the sorted times in microseconds.
 fn median(mut times: Vec<Duration>) -> f64 {
@@ -35,10 +42,10 @@ fn memory(pid: u32, field: &str) -> u64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-async fn owner(connection: &Connection) -> u32 {
+async fn owner(connection: &Connection, name: &str) -> u32 {
     let bus = "org.freedesktop.DBus";
     let reply = connection
-        .call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "GetConnectionUnixProcessID", &NAME)
+        .call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "GetConnectionUnixProcessID", &name)
         .await
         .unwrap();
     reply.body().deserialize().unwrap()
@@ -78,6 +85,8 @@ impl Leader {
 /// A daemon on a bus of its own, and its machines.
 struct Subject {
     daemon: String,
+    /// Name on the bus.
+    name: &'static str,
     connection: Connection,
     leaders: Vec<Leader>,
     list: Vec<Duration>,
@@ -85,10 +94,18 @@ struct Subject {
 }
 
 impl Subject {
-    async fn connect(argument: &str) -> Self {
-        let (daemon, address) = argument.split_once('=').unwrap();
+    async fn connect(daemon: &str, name: &'static str, address: &str) -> Self {
         let connection = zbus::connection::Builder::address(address).build().await.unwrap();
-        Self { daemon: daemon.to_owned(), connection, leaders: Vec::new(), list: Vec::new(), get: Vec::new() }
+        Self { daemon: daemon.to_owned(), name, connection, leaders: Vec::new(), list: Vec::new(), get: Vec::new() }
+    }
+
+    async fn call(&self, member: &str, argument: Option<&str>) -> Message {
+        let connection = &self.connection;
+        match argument {
+            None => connection.call_method(Some(self.name), PATH, Some(MANAGER), member, &()).await,
+            Some(name) => connection.call_method(Some(self.name), PATH, Some(MANAGER), member, &name).await,
+        }
+        .unwrap()
     }
 
     fn machine(&self, index: usize) -> String {
@@ -103,22 +120,21 @@ impl Subject {
         self.leaders.push(leader);
     }
 
-    async fn round(&mut self, round: usize) {
+    async fn round(&mut self, round: usize, machines: usize) {
         let begin = Instant::now();
-        list(&self.connection).await;
+        self.call("ListMachines", None).await;
         self.list.push(begin.elapsed());
-        let name = self.machine(round * 7 % self.leaders.len());
+        let name = self.machine(round * 7 % machines);
         let begin = Instant::now();
-        self.connection.call_method(Some(NAME), PATH, Some(MANAGER), "GetMachine", &name).await.unwrap();
+        self.call("GetMachine", Some(&name)).await;
         self.get.push(begin.elapsed());
     }
 
-    async fn report(&mut self) {
-        let pid = owner(&self.connection).await;
+    async fn report(&mut self, machines: usize) {
+        let pid = owner(&self.connection, self.name).await;
         println!(
-            "{{\"daemon\": \"{}\", \"machines\": {}, \"list_us\": {:.1}, \"get_us\": {:.1}, \"rss_kib\": {}, \"pss_kib\": {}}}",
+            "{{\"daemon\": \"{}\", \"machines\": {machines}, \"list_us\": {:.1}, \"get_us\": {:.1}, \"rss_kib\": {}, \"pss_kib\": {}}}",
             self.daemon,
-            self.leaders.len(),
             median(std::mem::take(&mut self.list)),
             median(std::mem::take(&mut self.get)),
             memory(pid, "Rss:"),
@@ -127,8 +143,31 @@ impl Subject {
     }
 }
 
-async fn list(connection: &Connection) -> Message {
-    connection.call_method(Some(NAME), PATH, Some(MANAGER), "ListMachines", &()).await.unwrap()
+/// Answers of a daemon, to `ListMachines` and to `GetMachine`.
+type Answers = Arc<Mutex<Option<[Message; 2]>>>;
+
+/// Gives these answers to everybody.
+async fn echo(connection: Connection, answers: Answers) {
+    let mut calls = MessageStream::from(&connection);
+    while let Some(call) = std::future::poll_fn(|context| Pin::new(&mut calls).poll_next(context)).await {
+        let call = call.unwrap();
+        let header = call.header();
+        let which = match header.member().map(|member| member.as_str()) {
+            Some("ListMachines") => 0,
+            Some("GetMachine") => 1,
+            _ => continue,
+        };
+        let reply = {
+            let answers = answers.lock().unwrap();
+            let body = answers.as_ref().unwrap()[which].body();
+            let data = body.data();
+            // SAFETY: these bytes have come as a body of this signature, in the byte order of all on this host.
+            unsafe {
+                Message::method_return(&header).build_raw_body(data.bytes(), body.signature().clone(), Vec::new())
+            }
+        };
+        connection.send(&reply.unwrap()).await.unwrap();
+    }
 }
 
 /// Rows of an answer; not timed, as reading it is the caller's cost and not the daemon's.
@@ -142,25 +181,35 @@ fn main() {
     let rounds: usize = arguments.next().unwrap().parse().unwrap();
     let (subjects, counts): (Vec<String>, Vec<String>) = arguments.partition(|argument| argument.contains('='));
     zbus::block_on(async {
+        let answers = Answers::default();
         let mut daemons = Vec::new();
-        for subject in &subjects {
-            daemons.push(Subject::connect(subject).await);
+        let mut last = "";
+        for (name, address) in subjects.iter().map(|subject| subject.split_once('=').unwrap()) {
+            daemons.push(Subject::connect(name, NAME, address).await);
+            last = address;
         }
+        let connection = zbus::connection::Builder::address(last).name(ECHO).build().await.unwrap();
+        let given = Arc::clone(&answers);
+        std::thread::spawn(move || zbus::block_on(echo(connection, given)));
+        let mut bus = Subject::connect("(the bus alone)", ECHO, last).await;
         for count in counts.iter().map(|count| count.parse::<usize>().unwrap()) {
             for daemon in &mut daemons {
                 while daemon.leaders.len() < count {
                     daemon.add_machine().await;
                 }
+                let list = daemon.call("ListMachines", None).await;
                 // `.host` is always there.
-                assert_eq!(rows(&list(&daemon.connection).await), count + 1);
+                assert_eq!(rows(&list), count + 1);
+                let get = daemon.call("GetMachine", Some(&daemon.machine(0))).await;
+                *answers.lock().unwrap() = Some([list, get]);
             }
             for round in 0..rounds {
-                for daemon in &mut daemons {
-                    daemon.round(round).await;
+                for daemon in daemons.iter_mut().chain([&mut bus]) {
+                    daemon.round(round, count).await;
                 }
             }
-            for daemon in &mut daemons {
-                daemon.report().await;
+            for daemon in daemons.iter_mut().chain([&mut bus]) {
+                daemon.report(count).await;
             }
         }
         daemons.into_iter().flat_map(|daemon| daemon.leaders).for_each(Leader::end);

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use zbus::message::{Flags, Header};
+use zbus::message::{Builder, Flags, Header};
 use zbus::wire::{DynamicType, Type};
 use zbus::{Connection, DBusError as _, Message};
 
 use super::interface::MANAGER;
 use super::objects::MANAGER_PATH;
+use crate::sys::message::Body;
 use crate::sys::socket::Peer;
 use crate::sys::{self, Errno};
 
@@ -214,19 +215,23 @@ impl Call {
 
     /// An answer.
     pub(super) fn reply<T: Serialize + DynamicType>(&self, body: &T) -> Outcome {
-        let mut builder = Message::method_return(&self.header());
-        if let Some(name) = self.connection.unique_name() {
-            builder = builder.sender(name);
-        }
-        builder.build(body).map_err(Failure::from)
+        self.ours(Message::method_return(&self.header())).build(body).map_err(Failure::from)
+    }
+
+    /// An answer with a body that was kept.
+    pub(super) fn reply_with(&self, body: &Body) -> Outcome {
+        body.build(self.ours(Message::method_return(&self.header()))).map_err(Failure::from)
     }
 
     /// An error as an answer.
     pub(super) fn refuse(&self, failure: &Failure) -> zbus::Result<Message> {
-        let mut builder = Message::error(&self.header(), failure.name.as_ref());
-        if let Some(name) = self.connection.unique_name() {
-            builder = builder.sender(name);
+        self.ours(Message::error(&self.header(), failure.name.as_ref())).build(&failure.text)
+    }
+
+    fn ours<'m>(&'m self, builder: Builder<'m>) -> Builder<'m> {
+        match self.connection.unique_name() {
+            Some(name) => builder.sender(name),
+            None => builder,
         }
-        builder.build(&failure.text)
     }
 }

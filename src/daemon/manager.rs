@@ -10,6 +10,7 @@ use super::objects::{self, Properties, image_path, machine_path};
 use super::registry::{Class, HOST, Machine, NO_CID, Process, payload_group, unit_of};
 use super::{Daemon, defined, image, inspect, machine};
 use crate::spec::MachineName;
+use crate::sys::message::Body;
 
 /// A path as it is sent.
 pub(super) fn object_path(path: String) -> Outcome<OwnedObjectPath> {
@@ -103,34 +104,27 @@ async fn of_machine(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome 
     machine::serve(daemon, call, &name, request).await
 }
 
-/// A machine as `ListMachines` shows it.
-type Row = (String, &'static str, String, OwnedObjectPath);
-
 /// The answer of `ListMachines` as long as no machine comes or goes. Everybody who watches machines asks for it again and
-/// again, and making the paths of a thousand objects takes longer than sending them.
+/// again, and making it for a thousand takes longer than sending it.
 #[derive(Debug, Default)]
-pub(super) struct Listed {
-    changes: Option<u64>,
-    rows: Arc<Vec<Row>>,
-}
+pub(super) struct Listed(Option<(u64, Body)>);
 
 fn list(daemon: &Daemon, call: &Call) -> Outcome {
-    let rows = rows(daemon)?;
-    call.reply(&*rows)
-}
-
-fn rows(daemon: &Daemon) -> Outcome<Arc<Vec<Row>>> {
     let registry = daemon.registry();
     let mut listed = super::lock(&daemon.listed);
-    if listed.changes != Some(registry.changes()) {
-        let host = (HOST.to_owned(), "host", String::new(), object_path(machine_path(HOST))?);
-        let row = |m: &Arc<Machine>| {
-            Ok((m.name.clone(), m.class.as_str(), m.service.clone(), object_path(machine_path(&m.name))?))
-        };
-        let rows: Outcome<Vec<Row>> = std::iter::once(Ok(host)).chain(registry.iter().map(row)).collect();
-        *listed = Listed { changes: Some(registry.changes()), rows: Arc::new(rows?) };
+    if let Some((changes, body)) = &listed.0
+        && *changes == registry.changes()
+    {
+        return call.reply_with(body);
     }
-    Ok(Arc::clone(&listed.rows))
+    let host = (HOST.to_owned(), "host", String::new(), object_path(machine_path(HOST))?);
+    let row = |m: &Arc<Machine>| {
+        Ok((m.name.clone(), m.class.as_str(), m.service.clone(), object_path(machine_path(&m.name))?))
+    };
+    let rows: Outcome<Vec<_>> = std::iter::once(Ok(host)).chain(registry.iter().map(row)).collect();
+    let reply = call.reply(&rows?)?;
+    listed.0 = Body::of(&reply).map(|body| (registry.changes(), body));
+    Ok(reply)
 }
 
 async fn by_pid(daemon: &Arc<Daemon>, call: &Call, pid: u32) -> Outcome {

@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod btrfs;
 pub mod inode;
 pub mod lock;
+pub mod message;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;

@@ -2,8 +2,12 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+use futures_core::Stream as _;
+use zbus::wire::Endian;
 
 use crate::support::{Host, Output, finish, wait_for};
 
@@ -231,6 +235,26 @@ impl Client {
         B: serde::Serialize + zbus::DynamicType,
     {
         self.call("/org/freedesktop/machine1", "org.freedesktop.machine1.Manager", member, body)
+    }
+
+    /// A method of machine1's manager without arguments, by a caller of this byte order.
+    pub(crate) fn manager_in(&self, endian: Endian, member: &str) -> zbus::Message {
+        zbus::block_on(async {
+            let connection = zbus::connection::Builder::address(self.address.as_str()).build().await.expect("connect");
+            let call = zbus::Message::method_call("/org/freedesktop/machine1", member);
+            let call = call.destination("org.freedesktop.machine1").interface("org.freedesktop.machine1.Manager");
+            let call = call.endian(endian).build(&()).expect("a message");
+            let serial = Some(call.primary_header().serial_num());
+            let mut messages = zbus::MessageStream::from(&connection);
+            connection.send(&call).await.expect("send");
+            loop {
+                let message = std::future::poll_fn(|context| Pin::new(&mut messages).poll_next(context)).await;
+                let message = message.expect("the connection").expect("a message");
+                if message.header().reply_serial() == serial {
+                    return message;
+                }
+            }
+        })
     }
 
     /// `Exec` of our own manager, with `output` for both outputs.

@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use zbus::wire::{ObjectPath, OwnedObjectPath};
+use zbus::wire::{Endian, ObjectPath, OwnedObjectPath};
 
 use crate::bus::{Bus, Refusal};
 use crate::support::{Host, finish, wait_for};
@@ -37,6 +37,13 @@ fn register(bus: &Bus, name: &str, id: &[u8], class: &str, leader: u32, root: &s
 
 fn names(bus: &Bus) -> Vec<String> {
     let reply = bus.client().manager("ListMachines", &()).expect("ListMachines");
+    let rows: Vec<(String, String, String, OwnedObjectPath)> = reply.body().deserialize().expect("rows");
+    rows.into_iter().map(|row| row.0).collect()
+}
+
+/// The same, by a caller of this byte order.
+fn names_in(bus: &Bus, endian: Endian) -> Vec<String> {
+    let reply = bus.client().manager_in(endian, "ListMachines");
     let rows: Vec<(String, String, String, OwnedObjectPath)> = reply.body().deserialize().expect("rows");
     rows.into_iter().map(|row| row.0).collect()
 }
@@ -375,4 +382,24 @@ fn what_a_machine_has_not_is_told_by_an_error_of_its_own() {
     }
     drop(bus);
     host.assert_nothing_left();
+}
+
+#[test]
+fn callers_of_both_byte_orders_get_the_list_as_it_is() {
+    let host = Host::new();
+    let bus = Bus::start(&host);
+    let listed = |expected: &[&str]| {
+        for endian in [Endian::Big, Endian::Big, Endian::Little, Endian::Little, Endian::Big] {
+            assert_eq!(names_in(&bus, endian), expected, "{endian:?}");
+        }
+    };
+    listed(&[".host"]);
+    let (first, second) = (Leader::new(), Leader::new());
+    register(&bus, "b", &[], "container", first.pid(), "").expect("registered");
+    listed(&[".host", "b"]);
+    register(&bus, "a", &[], "vm", second.pid(), "/").expect("registered");
+    listed(&[".host", "a", "b"]);
+    drop(first);
+    wait_for("the end of one", std::time::Duration::from_secs(20), || names(&bus) == [".host", "a"]);
+    listed(&[".host", "a"]);
 }
