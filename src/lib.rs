@@ -127,7 +127,8 @@
 //!   `/etc` that would have to be kept true, and the boot, `systemctl` and `machinist start` do the same. `start` and `stop` go
 //!   through the graph themselves all the same, by one code on every host ([`plan::order`], one process for each machine), and
 //!   ask systemd for each unit: what systemd says of a failed dependency is not why it failed. Elsewhere nobody else starts
-//!   or stops machines, so no daemon is needed for it. systemd starts all that may start at once; `start --jobs` does not.
+//!   or stops machines, so no daemon is needed for it. systemd starts all that may start at once, so that supervisors of
+//!   units share start slots among themselves ([`supervisor::slot`]); a limit of ours nobody else could have kept.
 //! - **A machine that ends by itself stops nobody**, as with systemd's `Requires=`: those that need it may have their own way to
 //!   do without it for a while, and it may be started again.
 //! - **Ephemeral uppers are a tmpfs** of the machine's mount namespace, not a directory that somebody must remove.

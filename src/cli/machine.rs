@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::enter::{self as face, ExecArgs, ShellArgs};
 use super::look::{machine_name, state_of};
 use super::output::{self, Failure, Failures, say, status};
+use super::start::default_jobs;
 use super::{ConsoleMode, ExecArguments, RunArguments, carried, key_values, remote};
 use crate::bus::{SystemBus, machine1};
 use crate::daemon::Login;
@@ -15,8 +16,9 @@ use crate::spec::{Layout, MachineName, Resources, UserMode};
 use crate::supervisor::console::{AttachEnd, Mode, attach};
 use crate::supervisor::control::{self, Answer, Request};
 use crate::supervisor::enter::{Target, attend};
+use crate::supervisor::slot::StartSlot;
 use crate::supervisor::state::{self, Phase, State};
-use crate::supervisor::{self, Job, MachineError, Prepared, seal, stop};
+use crate::supervisor::{self, Job, MachineError, seal, stop};
 use crate::sys::process;
 use crate::{cgroup, config, host};
 
@@ -92,7 +94,12 @@ fn run_here(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Fai
     let doing = cannot_start(&name);
     let talk = !quiet && job.console == Mode::Interactive;
     say(!talk, &format!("Starting machine '{name}'. Press ^] three times within 1s to stop it."));
-    let exit = supervisor::prepare(job).and_then(Prepared::run).map_err(|e| Failure::machine(&doing, &e))?;
+    let busy = || supervisor::tell_manager("Waiting while other machines start.");
+    let slot = args.jobs.map(|jobs| StartSlot::take(layout, if jobs == 0 { default_jobs() } else { jobs }, busy));
+    let slot = slot.transpose().map_err(|e| Failure::call(doing.clone(), &e))?;
+    let mut prepared = supervisor::prepare(job).map_err(|e| Failure::machine(&doing, &e))?;
+    slot.into_iter().for_each(|slot| prepared.hold_slot(slot));
+    let exit = prepared.run().map_err(|e| Failure::machine(&doing, &e))?;
     carried::tell_end(&exit);
     if exit.killed {
         output::warn(&format!("machine '{name}' did not stop in time and was killed"));

@@ -234,6 +234,9 @@ pub(crate) struct RunArguments {
     /// The caller's side of the console [default: interactive on a terminal, else pipe]
     #[arg(long, value_enum)]
     console: Option<ConsoleMode>,
+    /// Wait while N others that are run with this option are starting; 0 is twice the number of processors
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<usize>,
 }
 
 /// `--console`

@@ -133,7 +133,7 @@ pub(super) fn start(layout: &Layout, args: &StartArguments, quiet: bool) -> Resu
 }
 
 /// Twice as many as there are processors: about half the time of a start is waiting.
-fn default_jobs() -> usize {
+pub(super) fn default_jobs() -> usize {
     2 * std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 

@@ -187,6 +187,7 @@ impl Running {
             }
             self.callers.tidy();
             self.prepared.manager.beat();
+            self.prepared.slot = self.prepared.slot.take().filter(|slot| Instant::now() < slot.until);
             match process::wait_pidfd(&self.leader, false) {
                 Ok(Some(ended)) => break ended,
                 Ok(None) => {
@@ -249,6 +250,7 @@ impl Running {
         let asking = |s: &Stopping| s.ask_at.filter(|_| s.command.is_none() && !s.killed);
         let stop = self.stop.iter().flat_map(|s| [s.deadline, asking(s)]).flatten();
         let due = self.prepared.manager.due().into_iter().chain(self.awaited.due());
+        let due = due.chain(self.prepared.slot.as_ref().map(|slot| slot.until));
         let at = stop.chain(due).map(|at| at.saturating_duration_since(Instant::now()));
         idle.into_iter().chain(at).min()
     }
@@ -295,6 +297,7 @@ impl Running {
 
     fn become_ready(&mut self) {
         self.awaited = Awaited::Nothing;
+        self.prepared.slot = None;
         self.state.waits_for = None;
         if self.state.phase == Phase::Starting {
             self.state.phase = Phase::Running;
@@ -488,6 +491,7 @@ impl Running {
     /// What the leader's end means.
     fn end(mut self, ended: ProcessEnded) -> Ended {
         self.awaited = Awaited::Nothing;
+        self.prepared.slot = None;
         let out_of_memory = cgroup::ran_out_of_memory(&self.state.cgroup);
         let expected = self.expected.is_some_and(|until| Instant::now() <= until);
         let asked = self.stop.take();

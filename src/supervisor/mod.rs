@@ -38,6 +38,7 @@ pub mod restart;
 mod rlimits;
 pub mod seal;
 mod service;
+pub mod slot;
 pub mod state;
 pub mod stop;
 mod stub;

@@ -11,6 +11,7 @@ use super::group::{self, Group};
 use super::registration::Unregistering;
 use super::restart::History;
 use super::service::ServiceManager;
+use super::slot::StartSlot;
 use super::state::{RunDir, RunDirError, make_private_dir};
 use super::{Job, MachineError, control};
 use crate::bus::BusError;
@@ -49,6 +50,8 @@ pub struct Prepared {
     /// Kept over reboots.
     pub(super) console: Option<console::Console>,
     pub(super) report: Option<OwnedFd>,
+    /// Keeps others from starting as long as it has not begun.
+    pub(super) slot: Option<StartSlot>,
     /// Connections that wait for a reboot to be over.
     pub(super) wait_for_boot: Vec<OwnedFd>,
     /// The host's table of machines may have an entry of it.
@@ -99,6 +102,7 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
             no_bus,
             console: None,
             report: None,
+            slot: None,
             wait_for_boot: Vec::new(),
             registered: false,
             warnings: Vec::new(),
@@ -258,6 +262,11 @@ impl Prepared {
     /// Has the supervisor say `ready` on this socket when the machine is.
     pub fn report_to(&mut self, socket: OwnedFd) {
         self.report = Some(socket);
+    }
+
+    /// Has it give back a start slot when it is ready, or has ended.
+    pub fn hold_slot(&mut self, slot: StartSlot) {
+        self.slot = Some(slot);
     }
 
     /// Says that we go on without something: to whoever waits for a background supervisor, else at once.

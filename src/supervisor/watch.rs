@@ -1,6 +1,6 @@
 //! Waiting for a machine that somebody else starts.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -24,14 +24,20 @@ pub fn ready(layout: &Layout, name: &MachineName) -> sys::Result<bool> {
             None if !state::is_owned(layout, name)? => return Ok(false),
             _ => {}
         }
-        match poll(&mut [PollFd::new(watch.as_fd(), PollFlags::POLLIN)], PollTimeout::from(LOOK_AGAIN)) {
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => {
-                let mut buffer = [0; 4096];
-                // What it says does not matter.
-                while rustix::io::read(&watch, &mut buffer).is_ok_and(|count| count > 0) {}
-            }
-            Err(errno) => return Err(Error { call: "poll".into(), errno }),
+        wait(&watch)?;
+    }
+}
+
+/// Waits until one of the files that are watched has changed, or it is time to look without having been told.
+pub(super) fn wait(watch: &OwnedFd) -> sys::Result<()> {
+    match poll(&mut [PollFd::new(watch.as_fd(), PollFlags::POLLIN)], PollTimeout::from(LOOK_AGAIN)) {
+        Ok(0) | Err(Errno::EINTR) => Ok(()),
+        Ok(_) => {
+            let mut buffer = [0; 4096];
+            // What it says does not matter.
+            while rustix::io::read(watch, &mut buffer).is_ok_and(|count| count > 0) {}
+            Ok(())
         }
+        Err(errno) => Err(Error { call: "poll".into(), errno }),
     }
 }

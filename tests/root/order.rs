@@ -2,8 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::bus::Bus;
 use crate::support::{Host, Output, finish};
@@ -332,5 +336,66 @@ fn the_service_manager_is_told_why_a_machine_did_not_start() {
     assert_eq!(last("a"), "STATUS=Machine has ended: it ended with status 3");
     let told = last("b");
     assert!(told.starts_with("STATUS=cannot start machine 'b': cannot ") && told.contains("/w-b"), "{told}");
+    machines.host.assert_nothing_left();
+}
+
+/// `machinist run`, as units have it, one at a time.
+struct Service(std::process::Child);
+
+impl Service {
+    fn start(machines: &Machines, name: &str) -> Self {
+        let mut command = machines.host.command();
+        command.args(["run", "--quiet", "--console=none", "--jobs=1", &machines.name(name)]);
+        Self(command.env("NOTIFY_SOCKET", machines.host.path(&format!("notify-{name}"))).spawn().expect("spawn"))
+    }
+
+    /// Has it stopped, and gives the signal or the status that it ended with.
+    fn end(mut self) -> (Option<i32>, Option<i32>) {
+        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM).expect("kill");
+        let status = self.0.wait().expect("wait");
+        (status.signal(), status.code())
+    }
+}
+
+#[test]
+fn services_that_start_together_take_turns() {
+    let machines = Machines::new();
+    machines.define("a", "", "DELAY = \"3\"");
+    machines.define("b", "", "FAIL = \"1\"");
+    machines.define("c", "", "DELAY = \"1000\"");
+    machines.define("d", "", "");
+    let told = UnixDatagram::bind(machines.host.path("notify-d")).expect("bind");
+    let waits = || {
+        let mut buffer = [0; 4096];
+        let count = told.recv(&mut buffer).expect("receive");
+        assert_eq!(&buffer[..count], b"STATUS=Waiting while other machines start.");
+    };
+    let logged = |lines: &[&str]| {
+        machines.host.wait_for("what they write", || {
+            let text = std::fs::read_to_string(machines.host.path("log/order")).expect("read");
+            text.lines().collect::<Vec<_>>() == lines
+        });
+        machines.log();
+    };
+    let first = Service::start(&machines, "a");
+    logged(&["a begins"]);
+    let waiting = Service::start(&machines, "d");
+    waits();
+    // Whoever waits holds nothing, and ends at once.
+    assert_eq!(waiting.end(), (Some(Signal::SIGTERM as i32), None));
+    let mut second = Service::start(&machines, "b");
+    logged(&["a ready", "b begins"]);
+    // One that fails makes room as well.
+    let third = Service::start(&machines, "c");
+    logged(&["c begins"]);
+    assert_eq!(second.0.wait().expect("wait").code(), Some(3));
+    // And one that is never ready, after some time.
+    let fourth = Service::start(&machines, "d");
+    waits();
+    logged(&["d begins", "d ready"]);
+    assert_eq!(machines.running(), ["a", "c", "d"]);
+    for service in [first, third, fourth] {
+        assert_eq!(service.end(), (None, Some(0)));
+    }
     machines.host.assert_nothing_left();
 }

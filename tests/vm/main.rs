@@ -70,7 +70,7 @@ const MACHINED: [&str; 33] = [
 ];
 
 /// Of `scripts/units`.
-const UNITS: [&str; 27] = [
+const UNITS: [&str; 31] = [
     "it installs",
     "a machine starts in a scope",
     "systemd takes it for one machine",
@@ -97,6 +97,10 @@ const UNITS: [&str; 27] = [
     "by the watchdog",
     "a payload that ends with 133 ends its unit",
     "and is not restarted",
+    "one begins",
+    "another starts, which may not begin beside it",
+    "when the first is ready",
+    "both stop",
     "nothing is left of any",
 ];
 
