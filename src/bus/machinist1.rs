@@ -1,21 +1,20 @@
 //! `org.machinist1`: what our own daemon is asked by the command line.
 //!
-//! Each question opens a connection and closes it again, so that no thread of the library stays behind: what comes
-//! next in the program may clone itself.
+//! Each question opens a connection and closes it again, so that the library needs no thread to look after it.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use futures_core::Stream as _;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use zbus::message::Type as MessageType;
 use zbus::wire::{Fd, OwnedVariant, Variant};
 use zbus::{Connection, DBusError as _, MatchRule, MessageStream};
 
-use super::SystemBus;
+use super::{Errand, FOR_EVER, SystemBus};
 
 const NAME: &str = "org.machinist1";
 const PATH: &str = "/org/machinist1";
@@ -25,7 +24,7 @@ const INTERFACE: &str = "org.machinist1.Manager";
 const REACHED: Duration = Duration::from_secs(2);
 
 /// An answer that is no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refused {
     /// There is no bus, or no daemon on it.
     Absent,
@@ -88,9 +87,18 @@ impl<'a> Daemon<'a> {
         self.ask("Start", &name)
     }
 
-    /// The same without what it needs, which is there.
-    pub fn start_alone(&self, name: &str) -> Result<(), Refused> {
-        self.ask("StartAlone", &name)
+    /// The same without what it needs, which is there; holds what `meanwhile` gives until the answer comes.
+    ///
+    /// A child of ours asks: without a daemon the caller goes on to clone itself, and must have one thread then, whatever
+    /// has become of the connection.
+    pub fn start_alone<G>(&self, name: &str, meanwhile: impl FnOnce() -> G) -> Result<(), Refused> {
+        let stream = self.bus.connect().map_err(|_| Refused::Absent)?;
+        let errand = Errand::start(stream, |stream, parent| {
+            let answer = self.talk_on(stream, async |bus| question::<_, ()>(bus, "StartAlone", &name).await);
+            parent.tell(&Ok(answer));
+        });
+        let _held = meanwhile();
+        errand.and_then(|errand| errand.answer(FOR_EVER)).map_err(|e| Refused::Failed(e.to_string()))?
     }
 
     /// Stops a machine; gives a remark, as that it had to be killed, or nothing.
@@ -136,17 +144,22 @@ impl<'a> Daemon<'a> {
         B: serde::Serialize + zbus::DynamicType,
         R: serde::de::DeserializeOwned + zbus::Type,
     {
-        self.talk(async |connection| {
-            let reply =
-                connection.call_method(Some(NAME), PATH, Some(INTERFACE), method, body).await.map_err(refused)?;
-            reply.body().deserialize_ignore_signature().map_err(refused)
-        })
+        self.talk(async |connection| question(connection, method, body).await)
     }
 
     /// Connects, makes sure that the daemon is there, and says what is to be said.
     fn talk<T>(&self, words: impl AsyncFnOnce(&Connection) -> Result<T, Refused>) -> Result<T, Refused> {
-        let stream = UnixStream::from(self.bus.connect().map_err(|_| Refused::Absent)?);
-        block_on(async {
+        self.talk_on(self.bus.connect().map_err(|_| Refused::Absent)?, words)
+    }
+
+    /// The same on this connection.
+    fn talk_on<T>(
+        &self,
+        stream: OwnedFd,
+        words: impl AsyncFnOnce(&Connection) -> Result<T, Refused>,
+    ) -> Result<T, Refused> {
+        let stream = UnixStream::from(stream);
+        zbus::block_on(async {
             // Whatever is asked may take long; that somebody is there to answer must not.
             let runtime = zruntime::SharedRuntime::current().map_err(|e| Refused::Failed(e.to_string()))?;
             let reached = runtime.timeout(REACHED, self.reach(stream)).await;
@@ -172,8 +185,13 @@ impl<'a> Daemon<'a> {
     }
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    zbus::block_on(work)
+async fn question<B, R>(connection: &Connection, method: &str, body: &B) -> Result<R, Refused>
+where
+    B: serde::Serialize + zbus::DynamicType,
+    R: serde::de::DeserializeOwned + zbus::Type,
+{
+    let reply = connection.call_method(Some(NAME), PATH, Some(INTERFACE), method, body).await.map_err(refused)?;
+    reply.body().deserialize_ignore_signature().map_err(refused)
 }
 
 /// The bus' number for a time; the greatest stands for none.

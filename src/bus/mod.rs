@@ -35,6 +35,9 @@ pub use errand::Errand;
 /// seconds.
 pub const LIMIT: Duration = Duration::from_secs(10);
 
+/// How long an answer may take whose time is not for the bus to say.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// Where the system bus is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SystemBus {

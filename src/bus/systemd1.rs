@@ -1,21 +1,17 @@
 //! `org.freedesktop.systemd1`: a scope for a machine that was not started by a unit of its own.
 
 use std::future::poll_fn;
-use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
 use futures_core::Stream as _;
-use rustix::fs::{Mode, OFlags};
 use serde::de::DeserializeOwned;
 use zbus::message::Type;
 use zbus::{MatchRule, MessageStream, OwnedObjectPath, Variant};
 
-use super::errand::Parent;
-use super::{BusError, Errand, LIMIT, SystemBus, call, failed, local, open};
-use crate::sys::process::{self, Clone, Fork};
-use crate::sys::{self, Context as _, Errno, Error, read_text};
+use super::{BusError, Errand, SystemBus, call, failed, local, open};
+use crate::sys::{self, read_text};
 
 pub(super) const NAME: &str = "org.freedesktop.systemd1";
 pub(super) const MANAGER: (&str, &str, &str) = (NAME, "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager");
@@ -67,11 +63,7 @@ pub fn start_scope(bus: &SystemBus, request: &ScopeRequest<'_>) -> Result<Scope,
             own_group()
         });
         parent.tell(&made);
-        let settled = match parent.hear::<PathBuf>() {
-            Some(dir) if made.is_ok() => settle(parent, &dir),
-            _ => return,
-        };
-        parent.tell(&Ok(settled.map_err(|e| e.errno as i32)));
+        parent.hear::<()>();
     })?;
     let group = errand.answer(SCOPE_LIMIT)?;
     Ok(Scope { errand, group })
@@ -83,20 +75,11 @@ impl Scope {
         &self.group
     }
 
-    /// Has our process be in the group at `dir` below the scope's, which then has no processes itself.
-    pub fn settle(&self, dir: &Path) -> sys::Result<()> {
-        let call = || format!("moving into '{}'", dir.display());
-        self.errand.tell(&dir);
-        match self.errand.answer::<Result<(), i32>>(LIMIT) {
-            Ok(Ok(())) => self.errand.wait(),
-            Ok(Err(errno)) => Err(Error { call: call(), errno: Errno::from_raw(errno) }),
-            Err(_) => Err(Error { call: call(), errno: Errno::ETIMEDOUT }),
-        }
-    }
-
-    /// Lets our process end; whoever calls is in the scope.
-    pub fn go(self) {
+    /// Lets our process end and waits until it has: groups that processes are in hand on no controllers. Whoever calls
+    /// has put another into a group below the scope's.
+    pub fn go(self) -> sys::Result<()> {
         self.errand.tell(&());
+        self.errand.wait()
     }
 }
 
@@ -162,17 +145,4 @@ fn own_group() -> Result<String, BusError> {
     let group = text.lines().find_map(|line| line.strip_prefix("0::"));
     let none = || BusError::Failed { call: "StartTransientUnit".into(), why: "the scope has no control group".into() };
     group.map(str::to_owned).ok_or_else(none)
-}
-
-/// Leaves a process in the group at `dir` that ends when it hears something or nobody is left to say it.
-fn settle(parent: &Parent, dir: &Path) -> sys::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let group = rustix::fs::open(dir, flags, Mode::empty()).call(|| format!("open cgroup '{}'", dir.display()))?;
-    match process::clone3(Clone { cgroup: Some(group.as_fd()), ..Clone::default() })? {
-        Fork::Parent(..) => Ok(()),
-        Fork::Child => {
-            parent.hear::<()>();
-            process::exit_now(0)
-        }
-    }
 }

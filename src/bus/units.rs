@@ -7,13 +7,10 @@ use zbus::wire::{OwnedVariant, Variant};
 use zbus::{MessageStream, OwnedObjectPath};
 
 use super::systemd1::{MANAGER, NAME, listen, next};
-use super::{BusError, Errand, SystemBus, call, failed, open};
+use super::{BusError, Errand, FOR_EVER, SystemBus, call, failed, open};
 
 /// How long systemd may take to read its units anew: it runs every generator.
 const RELOAD: Duration = Duration::from_secs(90);
-
-/// How long a job may take: how long a unit does is for the unit to say.
-const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// What a unit says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -174,6 +174,11 @@ pub fn make_supervisor(unit: &Path) -> Result<PathBuf> {
     }
 }
 
+/// The group at `path`, for processes to be born in.
+pub fn open(path: &Path) -> Result<OwnedFd> {
+    open_dir(rustix::fs::CWD, path)
+}
+
 /// Moves the calling process into the group at `path`.
 pub fn enter(path: &Path) -> Result<()> {
     write_at(open_dir(rustix::fs::CWD, path)?, "cgroup.procs", "0")

@@ -125,7 +125,13 @@ impl Spinner {
     }
 
     pub(super) fn clear(self) {
-        if let Some(bar) = self.0 {
+        drop(self);
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
             bar.finish_and_clear();
         }
     }

@@ -46,10 +46,14 @@ pub(super) fn start(layout: &Layout, name: &str) -> Option<Result<(), Failure>> 
     is_name.then(|| ask(layout, |daemon| daemon.start(name))).flatten()
 }
 
-/// Starts a machine, but not what it needs.
-pub(super) fn start_alone(layout: &Layout, name: &str) -> Option<Result<(), Failure>> {
+/// Starts a machine, but not what it needs; holds what `meanwhile` gives until the answer comes.
+pub(super) fn start_alone<G>(
+    layout: &Layout,
+    name: &str,
+    meanwhile: impl FnOnce() -> G,
+) -> Option<Result<(), Failure>> {
     let is_name = crate::spec::MachineName::parse(name).is_ok();
-    is_name.then(|| ask(layout, |daemon| daemon.start_alone(name))).flatten()
+    is_name.then(|| ask(layout, |daemon| daemon.start_alone(name, meanwhile))).flatten()
 }
 
 /// Stops a machine; gives a remark, or nothing.

@@ -246,9 +246,8 @@ fn start_one(layout: &Layout, source: &str, no_wait: bool, quiet: bool, channel:
     // One of several at once does not draw.
     let no_spinner = quiet || channel.is_some();
     if !no_wait {
-        let spinner = Spinner::new(no_spinner, format!("starting machine '{source}'"));
-        let done = remote::start_alone(layout, source);
-        spinner.clear();
+        let spinner = || Spinner::new(no_spinner, format!("starting machine '{source}'"));
+        let done = remote::start_alone(layout, source, spinner);
         if let Some(result) = done {
             result?;
             say(quiet, &format!("Machine '{source}' is running."));

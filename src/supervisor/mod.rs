@@ -47,7 +47,6 @@ pub mod watch;
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::bus::systemd1::Scope;
 use crate::cgroup;
 use crate::host::HostFacts;
 use crate::image;
@@ -167,7 +166,7 @@ impl Prepared {
     pub fn run(self) -> Result<Exit, MachineError> {
         let mut prepared = self;
         // Whoever runs this is in the machine's group by now.
-        prepared.scope.take().into_iter().for_each(Scope::go);
+        drop(prepared.keeper.take());
         // Before the first child: what comes while the machine is made stops it in order afterwards.
         let signals = match process::signal_fd(&life::SIGNALS) {
             Ok(signals) => signals,

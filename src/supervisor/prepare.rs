@@ -7,7 +7,7 @@ use nix::poll::PollFlags;
 use rustix::fs::Mode as FileMode;
 
 use super::console::{self, LogFile};
-use super::group::{self, Group};
+use super::group::{self, Group, Keeper};
 use super::registration::Unregistering;
 use super::restart::History;
 use super::service::ServiceManager;
@@ -15,7 +15,6 @@ use super::slot::StartSlot;
 use super::state::{RunDir, RunDirError, make_private_dir};
 use super::{Job, MachineError, control};
 use crate::bus::BusError;
-use crate::bus::systemd1::Scope;
 use crate::cgroup::{self, MachineGroup};
 use crate::host::HostFacts;
 use crate::image::lock::{Beside, ImageLock};
@@ -46,7 +45,7 @@ pub struct Prepared {
     pub(super) control: OwnedFd,
     pub(super) group: MachineGroup,
     /// Keeps the machine's scope until the supervisor is in it.
-    pub(super) scope: Option<Scope>,
+    pub(super) keeper: Option<Keeper>,
     /// Kept over reboots.
     pub(super) console: Option<console::Console>,
     pub(super) report: Option<OwnedFd>,
@@ -86,30 +85,32 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
         }
     };
     match prepare_rest(&job, &run_dir) {
-        Ok((devices, ids, (held, overlays, images), filter, control, Group { group, scope, no_bus })) => Ok(Prepared {
-            history: History::new(plan.exec.restart),
-            job,
-            run_dir,
-            ids,
-            held,
-            overlays,
-            images,
-            filter,
-            devices,
-            control,
-            group,
-            scope,
-            no_bus,
-            console: None,
-            report: None,
-            slot: None,
-            wait_for_boot: Vec::new(),
-            registered: false,
-            warnings: Vec::new(),
-            was_killed: false,
-            begun: false,
-            manager: ServiceManager::default(),
-        }),
+        Ok((devices, ids, (held, overlays, images), filter, control, Group { group, keeper, no_bus })) => {
+            Ok(Prepared {
+                history: History::new(plan.exec.restart),
+                job,
+                run_dir,
+                ids,
+                held,
+                overlays,
+                images,
+                filter,
+                devices,
+                control,
+                group,
+                keeper,
+                no_bus,
+                console: None,
+                report: None,
+                slot: None,
+                wait_for_boot: Vec::new(),
+                registered: false,
+                warnings: Vec::new(),
+                was_killed: false,
+                begun: false,
+                manager: ServiceManager::default(),
+            })
+        }
         Err(error) => {
             // The first failure is what the user needs; a directory that stays is removed by the next start.
             let _ = run_dir.release();

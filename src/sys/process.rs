@@ -54,8 +54,10 @@ pub enum Fork {
 
 /// Forks with namespaces and control group, and gives the parent a pidfd (`clone(2)`).
 ///
-/// The caller must have one thread: the child goes on in a copy of this memory and may allocate.
+/// The caller must have one thread: the child goes on in a copy of this memory, where a lock that another thread held,
+/// such as the allocator's, is held for ever.
 pub fn clone3(how: Clone<'_>) -> Result<Fork> {
+    debug_assert!(cfg!(test) || threads().is_none_or(|threads| threads == 1), "a clone with other threads about");
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain data for which zero means "not asked for".
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -81,6 +83,11 @@ pub fn clone3(how: Clone<'_>) -> Result<Fork> {
     // SAFETY: the kernel stored a new descriptor that nobody else owns.
     let fd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Fork::Parent(Pid::from_raw(pid), fd))
+}
+
+/// How many threads this process has, if `/proc` is there and tells.
+fn threads() -> Option<usize> {
+    std::fs::read_dir("/proc/self/task").ok().map(Iterator::count)
 }
 
 /// Runs `work` in a short-lived process that shares our memory and descriptors, with its own namespaces.
