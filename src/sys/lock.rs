@@ -41,11 +41,18 @@ impl LockFile {
 
     /// Makes and locks the file; `None` if somebody holds it who cannot share it with us. The directory must exist.
     pub fn try_take_as(path: &Path, hold: Hold) -> Result<Option<Self>> {
+        // Whoever lets go of a shared file has it alone for a moment, which is no reason to refuse others.
+        let mut tries = if hold == Hold::Shared { 50 } else { 1 };
         loop {
             let flags = libc::O_NOFOLLOW | libc::O_NOCTTY;
             let file = open(OpenOptions::new().read(true), path, flags)?;
-            if !try_lock(&file, hold, path)? {
-                return Ok(None);
+            if !try_lock(&file, Change::Take(hold), path)? {
+                tries -= 1;
+                if tries == 0 {
+                    return Ok(None);
+                }
+                std::thread::sleep(Duration::from_millis(2));
+                continue;
             }
             // The holder before us may have removed the file after we opened it: then we locked a file that
             // nobody else will ever find.
@@ -71,9 +78,15 @@ impl LockFile {
         std::fs::remove_file(&self.path).call(|| format!("unlink('{}')", self.path.display()))
     }
 
-    /// Whether nobody else holds the file; if so, nobody else can any more.
+    /// Whether nobody else holds the file; if so, nobody else can any more. If not, it is no longer ours.
     fn is_last(&self) -> Result<bool> {
-        Ok(self.hold == Hold::Exclusive || try_lock(&self.file, Hold::Exclusive, &self.path)?)
+        if self.hold == Hold::Exclusive || try_lock(&self.file, Change::Take(Hold::Exclusive), &self.path)? {
+            return Ok(true);
+        }
+        // Two that let go at the same time are in each other's way; the second to try without its own hold is not.
+        try_lock(&self.file, Change::LetGo, &self.path)?;
+        let last = try_lock(&self.file, Change::Take(Hold::Exclusive), &self.path)?;
+        Ok(last && self.file.metadata().is_ok_and(|stat| stat.nlink() > 0))
     }
 }
 
@@ -96,7 +109,7 @@ impl Drop for LockFile {
 pub fn wait(path: &Path, patience: Duration) -> Result<File> {
     let file = open(&mut OpenOptions::new(), path, libc::O_NOFOLLOW | libc::O_NOCTTY)?;
     let end = Instant::now() + patience;
-    while !try_lock(&file, Hold::Exclusive, path)? {
+    while !try_lock(&file, Change::Take(Hold::Exclusive), path)? {
         if Instant::now() >= end {
             return Err(Error {
                 call: format!("waiting for the lock on '{}'", path.display()),
@@ -135,10 +148,18 @@ fn open(options: &mut OpenOptions, path: &Path, flags: i32) -> Result<File> {
     opened.call(|| format!("open('{}')", path.display()))
 }
 
-fn try_lock(file: &File, hold: Hold, path: &Path) -> Result<bool> {
-    let kind = match hold {
-        Hold::Shared => libc::F_RDLCK,
-        Hold::Exclusive => libc::F_WRLCK,
+/// What becomes of our hold of a file.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Take(Hold),
+    LetGo,
+}
+
+fn try_lock(file: &File, change: Change, path: &Path) -> Result<bool> {
+    let kind = match change {
+        Change::Take(Hold::Shared) => libc::F_RDLCK,
+        Change::Take(Hold::Exclusive) => libc::F_WRLCK,
+        Change::LetGo => libc::F_UNLCK,
     };
     #[expect(clippy::cast_possible_truncation, reason = "the constants are below 4")]
     let whole = libc::flock {
@@ -186,6 +207,22 @@ mod tests {
         let alone = LockFile::try_take(&path).unwrap().unwrap();
         assert!(LockFile::try_take_as(&path, Hold::Shared).unwrap().is_none());
         alone.release().unwrap();
+    }
+
+    #[test]
+    fn holders_that_come_and_go_at_once_neither_hinder_one_another_nor_leave_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let together = std::sync::Barrier::new(3);
+        let work = || {
+            let held = LockFile::try_take_as(&path, Hold::Shared).unwrap().expect("others only share it");
+            together.wait();
+            held.release().unwrap();
+        };
+        for _ in 0..300 {
+            std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(work))));
+            assert!(!path.exists());
+        }
     }
 
     #[test]
