@@ -111,6 +111,11 @@ impl<'a> Daemon<'a> {
         self.ask("Restart", &name)
     }
 
+    /// Changes limits, with `save` for later starts, too; gives what was done, a line each.
+    pub fn set_limits(&self, name: &str, settings: &[String], save: bool) -> Result<String, Refused> {
+        self.ask("SetLimits", &(name, settings, save))
+    }
+
     /// Runs a command on these files (standard input, output and error) and gives its exit status.
     pub fn exec(&self, name: &str, exec: &Exec<'_>, files: [BorrowedFd<'_>; 3]) -> Result<i32, Refused> {
         let timeout = microseconds(exec.timeout);

@@ -66,6 +66,16 @@ pub(super) fn restart(layout: &Layout, name: &str) -> Option<Result<String, Fail
     ask(layout, |daemon| daemon.restart(name))
 }
 
+/// Changes a machine's limits, for those who may not by themselves; gives what was done, a line each.
+pub(super) fn set_limits(
+    layout: &Layout,
+    name: &str,
+    settings: &[String],
+    save: bool,
+) -> Option<Result<String, Failure>> {
+    if is_root() { None } else { ask(layout, |daemon| daemon.set_limits(name, settings, save)) }
+}
+
 /// The bus has no null: what is unknown is not sent.
 fn with_nulls(mut object: Value, keys: &[&str]) -> Value {
     for key in keys {

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use super::SetArguments;
 use super::look::{machine_name, state_of};
 use super::machine::ask;
 use super::output::{self, Failure, say, status};
+use super::{SetArguments, remote};
 use crate::config::{self, Change, ConfigError, Loaded, OriginSource};
 use crate::host;
 use crate::plan::{self, PlanError, UnitPlan, limits};
@@ -23,6 +23,15 @@ use crate::sys::{self, Context as _, Errno};
 pub(super) fn set(layout: &Layout, args: &SetArguments, quiet: bool) -> Result<u8, Failure> {
     let name = machine_name(&args.name)?;
     let change = Change::parse(&args.settings).map_err(Failure::typed)?;
+    if let Some(said) = remote::set_limits(layout, name.as_str(), &args.settings, args.save) {
+        for line in said?.lines() {
+            match line.strip_prefix("warning: ") {
+                Some(warning) => output::warn(warning),
+                None => say(quiet, line),
+            }
+        }
+        return Ok(status::OK);
+    }
     if !nix::unistd::geteuid().is_root() {
         return Err(Failure::told(status::NOT_PERMITTED, "only root may change what machines are limited by".into()));
     }

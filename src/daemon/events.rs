@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
-use serde_json::Value;
+use serde_json::{Value, json};
 use zruntime::{AsyncIo, Shared};
 
 use super::{Daemon, kept_up};
+use crate::plan::limits::Limit;
 use crate::spec::MachineName;
 use crate::supervisor::state;
 use crate::sys::{self, Context as _};
@@ -60,12 +61,20 @@ fn drain(fd: &std::os::fd::OwnedFd) -> sys::Result<bool> {
     }
 }
 
+/// What was last told of a machine.
+#[derive(Debug, PartialEq)]
+struct Known {
+    state: &'static str,
+    leader: i32,
+    limits: Vec<Limit>,
+}
+
 /// Compares what runs with what ran, and keeps a watch on every machine's directory.
 fn look(
     daemon: &Arc<Daemon>,
     fd: &std::os::fd::OwnedFd,
     watched: &mut BTreeSet<PathBuf>,
-    known: &mut BTreeMap<String, (&'static str, i32)>,
+    known: &mut BTreeMap<String, Known>,
 ) -> Vec<(String, &'static str, Value)> {
     let names = state::names(&daemon.layout);
     watched.retain(|path| path.exists());
@@ -75,9 +84,14 @@ fn look(
         watch(fd, &daemon.layout.run_dir(name), watched);
         let Some(state) = read(daemon, name) else { continue };
         kept_up::watch(daemon, name, &state);
-        let current = (state.word(), state.leader);
-        if known.get(name.as_str()) != Some(&current) {
-            news.push((name.as_str().to_owned(), current.0, state::summary(name.as_str(), Some(&state))));
+        let current = Known { state: state.word(), leader: state.leader, limits: state.limits.clone() };
+        let before = known.get(name.as_str());
+        if before.is_none_or(|known| (known.state, known.leader) != (current.state, current.leader)) {
+            news.push((name.as_str().to_owned(), current.state, state::summary(name.as_str(), Some(&state))));
+        }
+        // Those it starts with are no news.
+        if before.is_some_and(|known| known.limits != current.limits) {
+            news.push((name.as_str().to_owned(), "limits", json!({ "limits": state.limits_in_force() })));
         }
         now.insert(name.as_str().to_owned(), current);
     }

@@ -370,6 +370,7 @@ pub(super) static OWN_MANAGER: LazyLock<Interface> = LazyLock::new(|| {
          method StartAlone s:name >
          method Stop s:name t:timeout_usec > s:remark
          method Restart s:name > s:remark
+         method SetLimits s:name as:settings b:save > s:said
          method Reload > a(ss):problems
          method Exec s:name s:user as:command as:environment s:directory t:timeout_usec ah:files > i:status
          signal Event s:machine s:event a{sv}:details",
@@ -388,6 +389,7 @@ pub(super) static OWN_MACHINE: LazyLock<Interface> = LazyLock::new(|| {
          method Start >
          method Stop t:timeout_usec > s:remark
          method Restart > s:remark
+         method SetLimits as:settings b:save > s:said
          method Exec s:user as:command as:environment s:directory t:timeout_usec ah:files > i:status",
     )
 });

@@ -25,6 +25,7 @@ use crate::supervisor::state::{self, State, Statistics};
 const INSPECT: &str = "org.machinist1.inspect";
 const MANAGE: &str = "org.machinist1.manage";
 const EXEC: &str = "org.machinist1.exec";
+const LIMIT: &str = "org.machinist1.limit";
 
 /// Names of all machines that run or are defined.
 pub(super) fn names(daemon: &Daemon) -> BTreeSet<String> {
@@ -102,6 +103,10 @@ pub(super) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str
             let (name, timeout): (String, u64) = call.arguments()?;
             stop(daemon, call, &name, timeout).await
         }
+        "SetLimits" => {
+            let (name, settings, save): (String, Vec<String>, bool) = call.arguments()?;
+            set_limits(daemon, call, &name, &settings, save).await
+        }
         "Reload" => {
             daemon.authorise(call, MANAGE, &[("verb", "reload")]).await?;
             reload(daemon, call).await
@@ -127,6 +132,10 @@ pub(super) async fn machine_call(daemon: &Arc<Daemon>, call: &Call, member: &str
         "Start" => start(daemon, call, name, &["start"]).await,
         "Restart" => restart(daemon, call, name).await,
         "Stop" => stop(daemon, call, name, call.arguments()?).await,
+        "SetLimits" => {
+            let (settings, save): (Vec<String>, bool) = call.arguments()?;
+            set_limits(daemon, call, name, &settings, save).await
+        }
         "Exec" => {
             type Arguments = (String, Vec<String>, Vec<String>, String, u64, Vec<zbus::wire::OwnedFd>);
             let (user, command, environment, directory, timeout, files): Arguments = call.arguments()?;
@@ -212,6 +221,21 @@ async fn restart(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
     let finished = daemon.run(&["reboot", "--", name]).await?;
     finished.check()?;
     call.reply(&remark(&finished.said))
+}
+
+/// Changes limits and gives what was done, in words, a line each.
+async fn set_limits(daemon: &Arc<Daemon>, call: &Call, name: &str, settings: &[String], save: bool) -> Outcome {
+    if save {
+        MachineName::parse(name).map_err(Failure::invalid_args)?;
+    } else {
+        running(daemon, name)?;
+    }
+    authorise(daemon, call, name, LIMIT, "set").await?;
+    let options: &[&str] = if save { &["set", "--save", "--"] } else { &["set", "--"] };
+    let arguments = options.iter().copied().chain([name]).chain(settings.iter().map(String::as_str));
+    let finished = daemon.run(&arguments.collect::<Vec<_>>()).await?;
+    finished.check()?;
+    call.reply(&finished.said.trim_end())
 }
 
 /// What a verb that succeeded warned of, as one text without the word in front.

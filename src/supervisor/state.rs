@@ -376,12 +376,17 @@ impl State {
         if let Some(object) = value.as_object_mut() {
             object.remove("phase");
             object.remove("resources");
-            object.insert("limits".into(), cgroup::limits::in_force(&self.cgroup, &self.limits));
+            object.insert("limits".into(), self.limits_in_force());
             object.insert("leader".into(), self.leader().into());
             object.insert("state".into(), self.word().into());
             object.insert("usage".into(), serde_json::to_value(cgroup::usage(&self.cgroup)).unwrap_or_default());
         }
         value
+    }
+
+    /// Its limits as the kernel has them, by the files they are in.
+    pub fn limits_in_force(&self) -> Value {
+        cgroup::limits::in_force(&self.cgroup, &self.limits)
     }
 
     /// What the machine uses now.

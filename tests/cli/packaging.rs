@@ -525,7 +525,7 @@ fn actions(path: &str) -> Vec<String> {
 #[test]
 fn actions_are_of_their_interface_and_say_who_may() {
     for (path, prefix, count) in [
-        ("packaging/polkit/org.machinist1.policy", "org.machinist1.", 3),
+        ("packaging/polkit/org.machinist1.policy", "org.machinist1.", 4),
         ("packaging/machine1/org.freedesktop.machine1.policy", "org.freedesktop.machine1.", 12),
     ] {
         let ids = actions(path);

@@ -125,6 +125,8 @@ fn others_look_and_act_through_the_daemon_as_far_as_they_may() {
         ("4712", &["start", &machine]),
         ("4712", &["stop", &machine]),
         ("4712", &["reboot", &machine]),
+        ("4712", &["set", &machine, "hugetlb.2M=8M"]),
+        ("4712", &["set", "--save", &machine, "hugetlb.2M=8M"]),
         ("4712", &["exec", &machine, "--", "id"]),
     ] {
         let refused = as_other(&host, group, args);
@@ -134,6 +136,36 @@ fn others_look_and_act_through_the_daemon_as_far_as_they_may() {
     let unknown = as_other(&host, "4712", &["stop", "nobody-knows-me"]);
     assert_eq!((unknown.status, unknown.stderr.as_str()), (1, "error: machine 'nobody-knows-me' is not running\n"));
     host.ok(&["stop", &machine]);
+    drop(bus);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn limits_are_changed_over_the_bus_with_the_words_of_the_command_line() {
+    let host = Host::new();
+    let machine = host.define("m", IDLE);
+    let bus = Bus::start(&host);
+    let set = |settings: &[&str], save: &str| {
+        let count = settings.len().to_string();
+        let output = bus.own("SetLimits", &[&["sasb", &machine, &count], settings, &[save]].concat());
+        let told = if output.status == 0 { output.stdout } else { output.stderr };
+        told.trim().trim_start_matches("Call failed: ").replace("\\'", "'")
+    };
+    assert_eq!(set(&["hugetlb.2M=8M"], "false"), format!("machine '{machine}' is not running"));
+    host.ok(&["start", &machine]);
+    assert_eq!(set(&["hugetlb.2M=8M"], "false"), format!("s \"Machine '{machine}' has its new limits.\""));
+    assert_eq!(host.status(&machine, "limits"), r#"{"hugetlb.2MB":8388608}"#);
+    let typed = host.run(&["set", &machine, "hugetlb.2M=lots"]);
+    assert_eq!(format!("error: {}\n", set(&["hugetlb.2M=lots"], "false")), typed.stderr);
+    // Whatever stands there is a setting and no option.
+    assert!(set(&["--save", "hugetlb.2M=16M"], "false").contains("'--save'"));
+    let file = host.path("etc/machinist/machines").join(format!("{machine}.toml.d/50-set.toml"));
+    assert!(!file.exists());
+    let saved = set(&["hugetlb.2M=16M"], "true");
+    assert!(saved.contains(&format!("They are in '{}' for later starts, too.", file.display())), "{saved}");
+    host.ok(&["stop", "--timeout", "0s", &machine]);
+    let saved = set(&["hugetlb.2M="], "true");
+    assert!(saved.contains("for its next start."), "{saved}");
     drop(bus);
     host.assert_nothing_left();
 }
@@ -210,6 +242,8 @@ fn events_tell_of_machines_however_they_were_started() {
         .expect("start");
     let running = told("running");
     assert_eq!(running["details"]["leader"].to_string(), host.status(&machine, "leader"));
+    host.ok(&["set", &machine, "hugetlb.2M=8M"]);
+    assert_eq!(told("limits")["details"], serde_json::json!({ "limits": { "hugetlb.2MB": 8 << 20 } }));
     host.ok(&["stop", &machine]);
     told("stopped");
     // Ours to end: it would listen for ever.
