@@ -111,7 +111,7 @@ fn run_here(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Fai
     Ok(if means_reboot { status::FAILED } else { exit.status })
 }
 
-/// A spinner on a terminal, nothing elsewhere.
+/// A spinner on a terminal until it is dropped, nothing elsewhere.
 pub(super) struct Spinner(Option<indicatif::ProgressBar>);
 
 impl Spinner {
@@ -122,10 +122,6 @@ impl Spinner {
         let bar = indicatif::ProgressBar::new_spinner().with_message(text);
         bar.enable_steady_tick(Duration::from_millis(100));
         Self(Some(bar))
-    }
-
-    pub(super) fn clear(self) {
-        drop(self);
     }
 }
 
@@ -176,7 +172,7 @@ pub(super) fn ask(
             break;
         }
     }
-    spinner.clear();
+    drop(spinner);
     Ok(last)
 }
 

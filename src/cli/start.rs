@@ -278,7 +278,7 @@ fn start_one(layout: &Layout, source: &str, no_wait: bool, quiet: bool, channel:
     let spinner = Spinner::new(no_spinner, format!("starting machine '{name}'"));
     let mut buffer = vec![0; 16 << 10];
     let received = socket::receive(&ours, &mut buffer).map_err(|e| call(&e))?;
-    spinner.clear();
+    drop(spinner);
     match buffer.get(..received.len) {
         Some(word) if word.starts_with(b"ready") => {
             String::from_utf8_lossy(word).lines().skip(1).for_each(output::warn);

@@ -62,7 +62,7 @@ fn drain(fd: &std::os::fd::OwnedFd) -> sys::Result<bool> {
 }
 
 /// What was last told of a machine.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 struct Known {
     state: &'static str,
     leader: i32,

@@ -187,7 +187,7 @@ impl Running {
             }
             self.callers.tidy();
             self.prepared.manager.beat();
-            self.prepared.slot = self.prepared.slot.take().filter(|slot| Instant::now() < slot.until);
+            drop(self.prepared.slot.take_if(|slot| slot.until <= Instant::now()));
             match process::wait_pidfd(&self.leader, false) {
                 Ok(Some(ended)) => break ended,
                 Ok(None) => {

@@ -4,7 +4,6 @@
 //! /run/machinist/starting/0, 1, …     each locked by a machine that begins, and gone when it is ready
 //! ```
 
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -47,13 +46,13 @@ impl StartSlot {
         }
         busy();
         // There is a limit to the number of these, too; without one we look often enough.
-        let freed: Option<OwnedFd> = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok();
-        let watching = freed.as_ref().is_some_and(|watch| inotify::add_watch(watch, &dir, WatchFlags::DELETE).is_ok());
+        let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok();
+        let freed = watch.filter(|watch| inotify::add_watch(watch, &dir, WatchFlags::DELETE).is_ok());
         loop {
             if let Some(lock) = try_take()? {
                 return Ok(taken(lock));
             }
-            match freed.as_ref().filter(|_| watching) {
+            match &freed {
                 Some(freed) => watch::wait(freed)?,
                 None => std::thread::sleep(Duration::from_millis(100)),
             }
