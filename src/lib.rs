@@ -24,39 +24,41 @@
 //! | [`sys::process`] | clone3, pidfds, identities, capabilities, filters, and what happens just before exec |
 //! | [`sys::mount`] | trees that are built detached and live by descriptor |
 //! | [`sys::path`] | [`RootFd`](sys::path::RootFd), the only way to a path inside a machine's tree |
-//! | [`sys::inode`] | one file of an untrusted tree, looked at and changed through one descriptor |
 //! | [`sys::socket`], [`sys::lock`], [`sys::bpf`] | messages with descriptors; locks that end with us; the device filter |
+//! | [`sys::exe_seal`] | our own program cannot be written through a machine |
 //! | [`sys::btrfs`], [`sys::block`] | subvolumes and their quotas; block devices |
 //! | [`host`] | [`HostFacts`](host::HostFacts): a few small reads, no privilege; more of them for machines with limits |
 //! | [`bus`] | client of the system bus, in a child that cannot keep us waiting |
 //! | [`plan`] | pure: namespaces, ids, root, exec ([`plan::build`]); [`plan::mounts`], [`plan::privileges`], [`plan::limits`], [`plan::seccomp`] |
-//! | [`plan::order`], [`plan::unit`] | pure: who is started after whom and stopped before whom; what systemd is told of it |
+//! | [`plan::dependencies`], [`plan::unit`] | pure: who is started after whom and stopped before whom; what systemd is told of it |
 //! | [`config`] | files to definition: find, layer, check; every problem at once, with its place |
+//! | [`tree`] | trees that are not trusted: walked, looked at, copied, changed and deleted by descriptor ([`tree::inode`]); [`tree::chown`] |
 //! | [`rootfs`] | holds the trees and makes the root; [`rootfs::mounts`] carries out the list below it |
-//! | [`rootfs::idmap`], [`rootfs::chown`] | picks, locks and remembers an id range; the last resort where maps do not work |
+//! | [`rootfs::idmap`] | picks, locks and remembers an id range |
 //! | [`rootfs::devices`] | what the host's devices are, and what the machine's filter lets through |
 //! | [`rootfs::init`] | finds a tree's init and tells its kind |
 //! | [`cgroup`], [`cgroup::limits`] | the machine's groups: make, freeze, kill, remove; keep within limits; what they use ([`cgroup::usage`]) |
 //! | [`image`] | the image store: list, find, read in, change; the locks shared with systemd's tools |
+//! | [`running`] | what others may know of a machine that runs, and ask of its supervisor |
+//! | [`running::state`], [`running::control`] | the run directory with its state file; requests |
+//! | [`running::stop`], [`running::restart`] | each init's own way to be stopped and restarted; whether a machine that has ended is started again |
+//! | [`running::wait_ready`], [`running::start_limit`] | waits for a machine that another process starts; how many begin at once |
+//! | [`enter`] | commands in a running machine |
+//! | [`enter::files`] | files of a running machine: read, shown, copied by a process of ours with no more rights than its root |
+//! | [`enter::process_limits`] | rlimits, nice and oom score: raised with the host's rights, set just before exec |
 //! | [`supervisor`] | the life of a machine, with its diagram |
-//! | [`mod@supervisor::prepare`], [`supervisor::launch`], [`supervisor::life`] | take what the host gives; make the processes; the poll loop and the end |
+//! | [`mod@supervisor::prepare`], [`supervisor::launch`], [`supervisor::event_loop`] | take what the host gives; make the processes; the poll loop and the end |
 //! | [`supervisor::child`], [`supervisor::handshake`] | the two children, and what they say |
-//! | `supervisor::group`, `supervisor::service` | whose the machine's group is; what its service manager is told |
+//! | `supervisor::machine_cgroup`, `supervisor::sd_notify` | whose the machine's group is; what its service manager is told |
 //! | `supervisor::registration` | the machine's entry in `org.freedesktop.machine1` |
-//! | `supervisor::rlimits` | rlimits, nice and oom score: raised with the host's rights, set just before exec |
-//! | [`supervisor::limits`] | a change of a running machine's limits, made by a child |
-//! | [`supervisor::watch`] | waits for a machine that somebody else starts |
-//! | [`supervisor::stop`] | each init's own way to be stopped and restarted |
+//! | `supervisor::change_limits` | a change of a running machine's limits, made by a child |
 //! | `supervisor::ready` | when it counts as ready: a word of its init, or a check |
-//! | [`supervisor::restart`], `supervisor::pause` | whether a machine that has ended is started again; the time until then |
-//! | [`supervisor::console`], [`supervisor::control`], [`supervisor::state`] | pty, log and viewers; requests; what others may know |
-//! | [`supervisor::enter`] | commands in a running machine |
-//! | [`supervisor::seal`] | our own program cannot be written through a machine |
-//! | [`inside`] | files of a running machine: read, shown, copied by a process of ours with no more rights than its root |
+//! | `supervisor::backoff` | the time until a machine is started again |
+//! | [`supervisor::console`] | pty, log and viewers |
 //! | [`daemon`] | the bus: `org.freedesktop.machine1`, and the same by Varlink; knows machines, runs none |
 //! | [`cli`] | the verbs, and everything that is printed |
 //!
-//! To read it in one go: [`spec`], [`plan`], [`supervisor::handshake`], [`supervisor::child`], [`supervisor::life`].
+//! To read it in one go: [`spec`], [`plan`], [`supervisor::handshake`], [`supervisor::child`], [`supervisor::event_loop`].
 //!
 //! # The life of a start
 //!
@@ -94,7 +96,7 @@
 //!   scheduler (about 10 ms); all are born where they belong (`CLONE_INTO_CGROUP`). Exceptions: a background supervisor
 //!   leaves its group at its very end, where nobody waits, so that the group can be removed; and `run` from a shell on
 //!   a host with systemd moves into the machine's scope, as does a unit's main process below it before systemd 254.
-//! - **No file of a running machine is touched by the daemon**: a machine can make that wait for ever. [`inside`] does.
+//! - **No file of a running machine is touched by the daemon**: a machine can make that wait for ever. [`enter::files`] does.
 //! - **No change of an image, and no use of one,** without the locks by which systemd's tools know of it.
 //! - **No chown of a tree** unless a definition asks for it.
 //! - **No host object without a name made from the machine's.** Guards do not run on SIGKILL; `reap` and the next start
@@ -125,10 +127,10 @@
 //!   those of the command line, and the daemon neither clones nor waits for anything of a machine.
 //! - **The order among machines is systemd's where it carries them**, by a generator: what definitions say is in no file of
 //!   `/etc` that would have to be kept true, and the boot, `systemctl` and `machinist start` do the same. `start` and `stop` go
-//!   through the graph themselves all the same, by one code on every host ([`plan::order`], one process for each machine), and
+//!   through the graph themselves all the same, by one code on every host ([`plan::dependencies`], one process for each machine), and
 //!   ask systemd for each unit: what systemd says of a failed dependency is not why it failed. Elsewhere nobody else starts
 //!   or stops machines, so no daemon is needed for it. systemd starts all that may start at once, so that supervisors of
-//!   units share start slots among themselves ([`supervisor::slot`]); a limit of ours nobody else could have kept.
+//!   units share start slots among themselves ([`running::start_limit`]); a limit of ours nobody else could have kept.
 //! - **A machine that ends by itself stops nobody**, as with systemd's `Requires=`: those that need it may have their own way to
 //!   do without it for a while, and it may be started again.
 //! - **Ephemeral uppers are a tmpfs** of the machine's mount namespace, not a directory that somebody must remove.
@@ -139,11 +141,13 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod enter;
 pub mod host;
 pub mod image;
-pub mod inside;
 pub mod plan;
 pub mod rootfs;
+pub mod running;
 pub mod spec;
 pub mod supervisor;
 pub mod sys;
+pub mod tree;

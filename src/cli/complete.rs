@@ -13,8 +13,8 @@ use clap_complete::env::{Bash, CompleteEnv, EnvCompleter, Fish, Shells, Zsh};
 
 use super::output::{Failure, status, written};
 use crate::config;
+use crate::running::state;
 use crate::spec::Layout;
-use crate::supervisor::state;
 
 /// Set by the shell's script when it wants words; its value is the shell's name.
 const VARIABLE: &str = "MACHINIST_COMPLETE";

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::output::Failure;
-use crate::plan::order::{Schedule, Skipped};
+use crate::plan::dependencies::{Schedule, Skipped};
 use crate::spec::MachineName;
 use crate::sys::process::{self, Clone as CloneHow, Fork};
 use crate::sys::{self, Errno, socket};

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::output::Failure;
 use crate::daemon::{self, Machine1, Options};
 use crate::spec::Layout;
-use crate::supervisor::seal;
+use crate::sys::exe_seal;
 
 /// Whether to serve `org.freedesktop.machine1`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -64,7 +64,7 @@ fn group(text: &str) -> Result<u32, Failure> {
 /// Is a helper of a daemon: what may wait for a machine.
 pub(crate) fn help(layout: &Layout, sealed: bool) -> Result<u8, Failure> {
     if sealed {
-        seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
+        exe_seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
     }
     daemon::help(layout).map(|()| 0).map_err(|e| Failure::new(e.to_string()))
 }

@@ -6,11 +6,12 @@ use super::look::machine_name;
 use super::output::{self, Failure, Failures, say};
 use super::{EnableArguments, StartArguments, StopArguments, carried};
 use crate::bus::SystemBus;
-use crate::bus::units;
+use crate::bus::systemd1_units;
+use crate::config;
 use crate::plan::unit;
+use crate::running::autostart;
+use crate::running::state;
 use crate::spec::{Layout, MachineName};
-use crate::supervisor::state;
-use crate::{config, daemon};
 
 /// `machinist enable`
 pub(super) fn enable(layout: &Layout, args: &EnableArguments, quiet: bool) -> Result<u8, Failure> {
@@ -77,16 +78,16 @@ fn change(layout: &Layout, names: &[MachineName], on: bool) -> Result<(), Failur
         if on && carried::installed(Path::new("/"), target).is_some() {
             files.push(target.to_owned());
         }
-        units::enable(&SystemBus::of(layout), &files, on).map_err(|e| carried::failed(&doing(first), &e))?;
+        systemd1_units::enable(&SystemBus::of(layout), &files, on).map_err(|e| carried::failed(&doing(first), &e))?;
         return Ok(());
     }
     for name in names {
         let call = |e| Failure::call(doing(name), &e);
         if on {
-            daemon::autostart::enable(layout, name, false).map_err(call)?;
+            autostart::enable(layout, name, false).map_err(call)?;
         } else {
-            daemon::autostart::disable(layout, name, false).map_err(call)?;
-            daemon::autostart::disable(layout, name, true).map_err(call)?;
+            autostart::disable(layout, name, false).map_err(call)?;
+            autostart::disable(layout, name, true).map_err(call)?;
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use crate::supervisor::enter::{self, Command, EnterError, Stdio, Target};
+use crate::enter::{self, Command, EnterError, Stdio, Target};
 
 /// What `machinist exec NAME -- COMMAND…` was asked.
 #[derive(Debug, Clone, Default)]

@@ -10,9 +10,9 @@ use super::output::{self, Failure, age, clean, size, status, table, written};
 use super::{ListArguments, StatusArguments, remote};
 use crate::cgroup::Usage;
 use crate::config;
+use crate::running::state::{self, State};
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::console::{Shown, print_log};
-use crate::supervisor::state::{self, State};
 use crate::sys::Errno;
 
 /// Parses a name given on the command line.

@@ -11,14 +11,16 @@ use super::start::default_jobs;
 use super::{ConsoleMode, ExecArguments, RunArguments, carried, key_values, remote};
 use crate::bus::{SystemBus, machine1};
 use crate::daemon::Login;
+use crate::enter::{Target, attend};
 use crate::plan;
+use crate::running::control::{self, Answer, Request};
+use crate::running::start_limit::StartSlot;
+use crate::running::state::{self, Phase, State};
+use crate::running::stop;
 use crate::spec::{Layout, MachineName, Resources, UserMode};
 use crate::supervisor::console::{AttachEnd, Mode, attach};
-use crate::supervisor::control::{self, Answer, Request};
-use crate::supervisor::enter::{Target, attend};
-use crate::supervisor::slot::StartSlot;
-use crate::supervisor::state::{self, Phase, State};
-use crate::supervisor::{self, Job, MachineError, seal, stop};
+use crate::supervisor::{self, Job, MachineError};
+use crate::sys::exe_seal;
 use crate::sys::process;
 use crate::{cgroup, config, host};
 
@@ -34,7 +36,7 @@ pub(super) fn prepare(layout: &Layout, name: &str) -> Result<Job, Failure> {
     if loaded.spec.users.mode == UserMode::Host {
         if facts.privileged {
             // Comes back only in a process that is sealed already.
-            seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
+            exe_seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
         }
         output::warn(&format!("machine '{}' has no user namespace: its root is root of this host", plan.name));
     }
@@ -295,7 +297,7 @@ pub(super) fn console(layout: &Layout, name: &str, read_only: bool) -> Result<u8
 fn enter<T>(
     layout: &Layout,
     name: &str,
-    work: impl FnOnce(&Target<'_>) -> Result<T, crate::supervisor::enter::EnterError>,
+    work: impl FnOnce(&Target<'_>) -> Result<T, crate::enter::EnterError>,
 ) -> Result<T, Failure> {
     let (name, state) = running(layout, name)?;
     if cgroup::is_frozen(&state.cgroup) {
@@ -308,7 +310,7 @@ fn enter<T>(
         return Err(Failure::new(format!("machine '{name}' has ended and is about to be started again")));
     }
     if state.ids.is_none() {
-        seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
+        exe_seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
     }
     let leader = state.open_leader().map_err(|e| Failure::call(format!("cannot enter machine '{name}'"), &e))?;
     let (rights, group) = (state.rights(), state.payload_group());

@@ -208,7 +208,7 @@ enum Verb {
         shell: complete::Shell,
     },
     /// Do one thing with the files of a machine, as asked on standard input
-    #[command(name = crate::inside::VERB, hide = true)]
+    #[command(name = crate::enter::files::VERB, hide = true)]
     Inside,
     /// Visit a machine for the daemon
     #[command(hide = true)]
@@ -435,7 +435,7 @@ fn dispatch(verb: Verb, layout: &Layout, quiet: bool) -> Result<u8, Failure> {
         Verb::Generate { directory } => generate::generate(layout, &directory),
         Verb::Man { directory } => man::man(&directory),
         Verb::Completion { shell } => complete::script(shell),
-        Verb::Inside => Ok(crate::inside::serve()),
+        Verb::Inside => Ok(crate::enter::files::serve()),
         Verb::Image { verb } => image::run(layout, verb, quiet),
         Verb::FlatImage(verb) => image::run(layout, verb.into(), quiet),
         Verb::Helper { sealed } => daemon::help(layout, sealed),

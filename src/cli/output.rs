@@ -4,10 +4,10 @@ use std::error::Error as StdError;
 use std::io::{IsTerminal as _, Write};
 
 use crate::config::{ConfigError, Loaded};
+use crate::enter::EnterError;
 use crate::image::ImageError;
 use crate::plan::PlanError;
 use crate::supervisor::MachineError;
-use crate::supervisor::enter::EnterError;
 use crate::sys;
 
 /// Exit statuses of our own; a payload's status is passed through.

@@ -14,8 +14,8 @@ use super::output::{self, Failure, status};
 use crate::bus::SystemBus;
 use crate::bus::machinist1::{Daemon, Exec, Refused};
 use crate::cgroup::Usage;
+use crate::running::state::{MAY_BE_NULL, Statistics};
 use crate::spec::{Layout, ProcessLimits, RestartPolicy};
-use crate::supervisor::state::{MAY_BE_NULL, Statistics};
 
 /// Set by the daemon for the verbs that it runs, which must not ask it again.
 const BY_DAEMON: &str = "MACHINIST_BY_DAEMON";

@@ -13,10 +13,10 @@ use super::{SetArguments, remote};
 use crate::config::{self, Change, ConfigError, Loaded, OriginSource};
 use crate::host;
 use crate::plan::{self, PlanError, UnitPlan, limits};
+use crate::running::control::NewLimits;
+use crate::running::control::{Answer, Request};
+use crate::running::state::{self, State};
 use crate::spec::{Layout, MachineName, Resources};
-use crate::supervisor::control::{Answer, Request};
-use crate::supervisor::limits::NewLimits;
-use crate::supervisor::state::{self, State};
 use crate::sys::{self, Context as _, Errno};
 
 /// `machinist set`

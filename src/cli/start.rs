@@ -10,12 +10,14 @@ use super::machine::{Spinner, cannot_start, prepare};
 use super::output::{self, Failure, Failures, say};
 use super::{StartArguments, carried, remote};
 use crate::config::{self, Family, Loaded, Member};
-use crate::plan::order::{Graph, Skipped};
+use crate::host;
+use crate::plan::dependencies::{Graph, Skipped};
+use crate::running::{autostart, state, wait_ready};
 use crate::spec::{Layout, MachineName, Ready, UserMode};
-use crate::supervisor::{self, Exit, MachineError, Prepared, seal, state, watch};
+use crate::supervisor::{self, Exit, MachineError, Prepared};
+use crate::sys::exe_seal;
 use crate::sys::process::{self, Clone as CloneHow, Fork};
 use crate::sys::socket;
-use crate::{daemon, host};
 
 /// The graph of the definitions; those with faults are in it, alone.
 pub(super) fn graph(family: &Family) -> Graph {
@@ -142,7 +144,7 @@ fn seal_for_all(wanted: &Wanted) -> Result<(), Failure> {
     if wanted.members().any(|(_, member)| member.loaded().is_ok_and(|l| l.spec.users.mode == UserMode::Host)) {
         let facts = host::probe().map_err(|e| Failure::call("cannot look at this host", &e))?;
         if facts.privileged {
-            seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
+            exe_seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
         }
     }
     Ok(())
@@ -151,7 +153,7 @@ fn seal_for_all(wanted: &Wanted) -> Result<(), Failure> {
 /// The machines that start with the host, by definition or because they are enabled, and these.
 fn autostart(layout: &Layout, names: &[String]) -> Vec<String> {
     let mut all: BTreeSet<String> = names.iter().cloned().collect();
-    all.extend(daemon::autostart::enabled(layout).into_iter().map(|name| name.to_string()));
+    all.extend(autostart::enabled(layout).into_iter().map(|name| name.to_string()));
     for (name, path) in config::list(layout) {
         match config::load(layout, name.as_str()) {
             Ok(loaded) if loaded.spec.boot.autostart => drop(all.insert(name.to_string())),
@@ -184,7 +186,7 @@ struct Starting<'a> {
 impl Starting<'_> {
     /// Waits for a machine that somebody else is starting.
     fn wait(&self, name: &MachineName) -> Result<(), Failure> {
-        match watch::ready(self.layout, name) {
+        match wait_ready::ready(self.layout, name) {
             Ok(true) => Ok(()),
             Ok(false) => Err(Failure::new(cannot_start(name)).cause("it ended before it was ready")),
             Err(e) => Err(Failure::call(format!("cannot wait for machine '{name}'"), &e)),

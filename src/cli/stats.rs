@@ -10,8 +10,8 @@ use super::look::{machine_name, state_of};
 use super::output::{self, Failure, clean, size, status, table, written};
 use super::remote;
 use crate::cgroup::Stall;
+use crate::running::state::{self, Statistics};
 use crate::spec::Layout;
-use crate::supervisor::state::{self, Statistics};
 
 #[derive(Debug, Args)]
 pub(crate) struct StatsArguments {

@@ -9,10 +9,10 @@ use super::machine::{ask, each, remarked, running};
 use super::output::{self, Failure, Failures, say};
 use super::{StopArguments, carried, remote};
 use crate::config;
-use crate::plan::order::{Graph, Skipped};
+use crate::plan::dependencies::{Graph, Skipped};
+use crate::running::control::{Answer, Request};
+use crate::running::state::{self, State};
 use crate::spec::{Layout, MachineName, Order};
-use crate::supervisor::control::{Answer, Request};
-use crate::supervisor::state::{self, State};
 
 /// `machinist stop`
 pub(super) fn stop(layout: &Layout, args: &StopArguments, quiet: bool) -> Result<u8, Failure> {

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::machine::running;
 use super::output::Failure;
-use crate::inside::{self, Bind, Copy, Direction, Request};
+use crate::enter::files::{self, Bind, Copy, Direction, Request};
 use crate::spec::Layout;
 
 #[derive(Debug, Args)]
@@ -94,6 +94,6 @@ fn in_machine(path: Option<String>, same: &str) -> Result<String, Failure> {
 fn ask(layout: &Layout, name: &str, request: &Request, doing: &str) -> Result<u8, Failure> {
     let (name, state) = running(layout, name)?;
     let leader = state.open_leader().map_err(|e| Failure::call(format!("{doing} machine '{name}'"), &e))?;
-    let done = inside::ask(leader, request, None);
+    let done = files::ask(leader, request, None);
     done.map(|_| 0).map_err(|e| Failure::new(format!("{doing} machine '{name}'")).cause(e.to_string()))
 }

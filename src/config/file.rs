@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use super::boot::{Delay, LimitTable, ReadyTable};
 use super::device::DeviceTable;
 use super::diagnostic::Place;
-use super::life::{Delay, LimitTable, ReadyTable};
+use super::quantities::{LogSize, Mode, Size, Timeout};
 use super::reader::{At, Entry, Keyed, NonEmpty, Reader, Rows, Setting, Value, table};
 use super::resources::{IoMaxTable, ResourcesTable};
 use super::rlimits::{Between, RlimitsTable};
-use super::units::{LogSize, Mode, Size, Timeout};
 use super::values::{
     Argument, CapabilityWord, CgroupPath, HostPath, InitWord, Line, ProfileName, SyscallWord, VariableName,
     VariableValue,

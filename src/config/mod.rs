@@ -8,19 +8,19 @@
 //! Every problem of every file is found before anything is reported, each with its line. Nothing here looks at
 //! the trees, directories and images a definition names, and nothing is ever written.
 
-mod change;
+mod boot;
+mod dependencies;
 mod device;
 mod diagnostic;
-mod family;
 mod file;
 mod ids;
-mod layers;
-mod life;
+mod merge;
+mod overrides;
+mod quantities;
 mod reader;
 mod resources;
 mod rlimits;
 mod show;
-mod units;
 mod validate;
 mod values;
 
@@ -32,9 +32,9 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-pub use change::{Change, drop_in, read_drop_in};
+pub use dependencies::{Family, Member};
 pub use diagnostic::Diagnostic;
-pub use family::{Family, Member};
+pub use overrides::{Change, drop_in, read_drop_in};
 
 use crate::spec::{Layout, MachineName, MachineSpec, Unmet, WordError};
 use diagnostic::{Place, Problems};
@@ -51,7 +51,7 @@ pub struct Loaded {
     /// Every key with its effective value and who set it, in the order of the file format.
     pub origins: Vec<Origin>,
     /// Every machine it names.
-    links: Vec<family::Link>,
+    links: Vec<dependencies::Link>,
     /// The files' texts and the places of the keys in them, for problems that only show elsewhere.
     texts: Texts,
 }
@@ -190,12 +190,12 @@ fn errno_text(error: &io::Error) -> String {
 
 /// Reads a size as files and the command line have it, "512M" for instance; gives bytes.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    units::Size::parse(text).map(|size| size.0).map_err(|complaint| complaint.why())
+    quantities::Size::parse(text).map(|size| size.0).map_err(|complaint| complaint.why())
 }
 
 /// Reads a duration as machine files have it, for the command line; `None` is for ever.
 pub fn parse_time(text: &str) -> Result<Option<std::time::Duration>, String> {
-    units::Timeout::parse(text).map(|t| t.0).map_err(|complaint| complaint.why())
+    quantities::Timeout::parse(text).map(|t| t.0).map_err(|complaint| complaint.why())
 }
 
 /// Finds, reads and checks one definition, by name or by file.
@@ -209,14 +209,14 @@ pub fn load_with(
     name_or_file: &str,
     instead: Option<(&std::path::Path, &str)>,
 ) -> Result<Loaded, ConfigError> {
-    let layered = layers::read(layout, name_or_file, instead)?;
-    let layers::Layered { name, mut file, main, order, is_toml, mut problems } = layered;
+    let layered = merge::read(layout, name_or_file, instead)?;
+    let merge::Layered { name, mut file, main, order, is_toml, mut problems } = layered;
     validate::settle(&name, &mut file);
     let spec = if is_toml { validate::validate(name, &file, main, &mut problems) } else { None };
     let Some(spec) = spec.filter(|_| problems.is_empty()) else {
         return Err(ConfigError::Diagnostics(problems.into_diagnostics()));
     };
-    let links = family::links(&file.boot.value, &problems);
+    let links = dependencies::links(&file.boot.value, &problems);
     let entries = file.entries();
     let places = entries.iter().filter_map(|entry| Some((entry.key.clone(), entry.place?))).collect();
     let origins = entries.into_iter().map(|entry| Origin {
@@ -264,7 +264,7 @@ pub fn strays(layout: &Layout) -> Vec<(PathBuf, WordError)> {
 fn candidates(layout: &Layout) -> Vec<(Result<MachineName, WordError>, PathBuf)> {
     let dirs = layout.config_dirs().map(|dir| dir.join("machines"));
     let entries = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
-    let files = entries.filter(|entry| layers::is_definition(&entry.file_name()));
+    let files = entries.filter(|entry| merge::is_definition(&entry.file_name()));
     files
         .map(|entry| {
             let name = entry.file_name().to_string_lossy().into_owned();

@@ -6,8 +6,8 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value as Json, json};
 
 use super::diagnostic::{Place, Problems, quoted};
+use super::quantities::{Size, Timeout};
 use super::reader::{At, Entry, Keyed, MapKey, Reader, Rows, Setting, Value, table};
-use super::units::{Size, Timeout};
 use super::values::{Complaint, HostPath, choose};
 use crate::spec::{Amount, Bound, CpuTime, IoMax, NumberSet, ResourceKey, Resources, Weight};
 

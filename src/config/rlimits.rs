@@ -6,8 +6,8 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value as Json, json};
 
 use super::diagnostic::{Place, quoted};
+use super::quantities::{Size, Timeout};
 use super::reader::{At, Entry, Reader, Setting, Value, table};
-use super::units::{Size, Timeout};
 use super::values::{Complaint, read_text};
 use crate::spec::{Resource, Rlimit};
 

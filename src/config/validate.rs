@@ -140,7 +140,7 @@ impl Check<'_> {
             autostart: boot.autostart.value,
             order: self.order(name, boot),
             ready: boot.ready.value.clone(),
-            restart: super::life::restart_policy(boot),
+            restart: super::boot::restart_policy(boot),
             stop_timeout: boot.stop_timeout.value.0,
             clock: boot.clock.value,
             check_os_release: boot.check_os_release.value,

@@ -13,10 +13,10 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 use zruntime::{AsyncIo, Shared};
 
-use super::{Daemon, kept_up};
+use super::{Daemon, restart};
 use crate::plan::limits::Limit;
+use crate::running::state;
 use crate::spec::MachineName;
-use crate::supervisor::state;
 use crate::sys::{self, Context as _};
 
 /// Follows the run directories until the daemon ends.
@@ -83,7 +83,7 @@ fn look(
     for name in &names {
         watch(fd, &daemon.layout.run_dir(name), watched);
         let Some(state) = read(daemon, name) else { continue };
-        kept_up::watch(daemon, name, &state);
+        restart::watch(daemon, name, &state);
         let current = Known { state: state.word(), leader: state.leader, limits: state.limits.clone() };
         let before = known.get(name.as_str());
         if before.is_none_or(|known| (known.state, known.leader) != (current.state, current.leader)) {

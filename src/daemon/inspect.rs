@@ -15,12 +15,12 @@ use super::machine::{self, Subject};
 use super::manager::object_path;
 use super::objects::machine_path;
 use super::registry::{Class, Machine};
-use crate::image::metadata;
-use crate::inside::{self, Answer, InsideError, Request};
+use crate::enter::files::{self, Answer, InsideError, Request};
 use crate::sys::namespace::{self, Extent, Ids, Kind};
 use crate::sys::netlink::{self, Address};
 use crate::sys::path::RootFd;
 use crate::sys::{self, Context as _, Errno, process};
+use crate::tree::metadata;
 
 /// How long a machine may take to show a file of its own.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ pub(super) async fn ask(
     limit: Option<Duration>,
 ) -> Outcome<(Answer, Option<OwnedFd>)> {
     let leader = Arc::clone(machine.leader.pidfd());
-    Ok(daemon.blocking(move || inside::ask(leader.as_ref(), &request, limit)).await??)
+    Ok(daemon.blocking(move || files::ask(leader.as_ref(), &request, limit)).await??)
 }
 
 pub(super) async fn addresses(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {

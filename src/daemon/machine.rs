@@ -8,12 +8,12 @@ use zbus::wire::Variant;
 use super::call::{Call, Failure, Outcome};
 use super::objects::{self, Properties};
 use super::registry::{HOST, Machine, NO_CID, Process};
-use super::{Daemon, enter, inspect, transfer};
+use super::{Daemon, enter, files, inspect};
 use crate::cgroup;
+use crate::running::control::{self, Request as Ask};
+use crate::running::state::{self, State};
+use crate::running::stop;
 use crate::spec::{InitKind, MachineName};
-use crate::supervisor::control::{self, Request as Ask};
-use crate::supervisor::state::{self, State};
-use crate::supervisor::stop;
 use crate::sys::process;
 
 /// What can be asked of one machine.
@@ -164,10 +164,10 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, call: &Call, name: &str, request
             enter::shell(daemon, call, &subject, enter::Shell { user, path, args, environment }).await
         }
         Request::Bind { source, destination, read_only, mkdir } => {
-            transfer::bind(daemon, call, &subject, transfer::Bind { source, destination, read_only, mkdir }).await
+            files::bind(daemon, call, &subject, files::Bind { source, destination, read_only, mkdir }).await
         }
         Request::Copy { to, source, destination, flags } => {
-            transfer::copy(daemon, call, &subject, transfer::Copy { to, source, destination, flags }).await
+            files::copy(daemon, call, &subject, files::Copy { to, source, destination, flags }).await
         }
     }
 }

@@ -8,7 +8,7 @@ use zbus::wire::{OwnedObjectPath, OwnedVariant, Variant};
 use super::call::{Call, Failure, Outcome};
 use super::objects::{self, Properties, image_path, machine_path};
 use super::registry::{Class, HOST, Machine, NO_CID, Process, payload_group, unit_of};
-use super::{Daemon, defined, image, inspect, machine};
+use super::{Daemon, definition_image, image, inspect, machine};
 use crate::spec::MachineName;
 use crate::sys::message::Body;
 
@@ -37,7 +37,7 @@ pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Out
         "ListMachines" => list(daemon, call),
         "GetImage" => {
             let name: String = call.arguments()?;
-            if !image::exists(daemon, &name) && defined::find(daemon, &name).is_none() {
+            if !image::exists(daemon, &name) && definition_image::find(daemon, &name).is_none() {
                 return Err(Failure::no_such_image(&name));
             }
             call.reply(&object_path(image_path(&name))?)
@@ -58,10 +58,12 @@ pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Out
         "MapFromMachineUser" | "MapToMachineUser" | "MapFromMachineGroup" | "MapToMachineGroup" => {
             inspect::map_ids(daemon, call, member)
         }
-        _ if member.contains("Image") || member.contains("Pool") => match defined::subject(daemon, call, member)? {
-            Some(defined) => defined.call(call, member),
-            None => image::manager_call(daemon, call, member).await,
-        },
+        _ if member.contains("Image") || member.contains("Pool") => {
+            match definition_image::subject(daemon, call, member)? {
+                Some(defined) => defined.call(call, member),
+                None => image::manager_call(daemon, call, member).await,
+            }
+        }
         _ => of_machine(daemon, call, member).await,
     }
 }
@@ -324,7 +326,7 @@ async fn register(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
         realtime: micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
         monotonic: monotonic(),
     };
-    super::units::adopt(daemon, &mut machine);
+    super::systemd1_facade::adopt(daemon, &mut machine);
     // It may have ended while we asked: then nobody would ever tell us.
     if !machine.leader.is_alive() {
         return Err(Failure::errno(crate::sys::Errno::ESRCH, "The leader has ended."));

@@ -14,27 +14,26 @@
 //! interfaces are asked for by an empty name, and `machine/self` is another object for each caller.
 
 mod authority;
-pub mod autostart;
 mod call;
-mod defined;
+mod definition_image;
 mod enter;
 mod events;
-mod found;
+mod files;
 mod image;
 mod inspect;
 mod interface;
 mod journal;
-mod kept_up;
 mod log_control;
 mod machine;
+mod machinist1;
 mod manager;
 mod objects;
-mod own;
 mod program;
+mod recover;
 mod registry;
+mod restart;
 mod scope;
-mod transfer;
-mod units;
+mod systemd1_facade;
 mod varlink;
 
 use std::collections::{HashMap, HashSet};
@@ -142,8 +141,8 @@ struct Daemon {
     last_call: Mutex<Instant>,
     read_group: Option<u32>,
     operations: AtomicUsize,
-    stand_in: units::Units,
-    kept_up: Mutex<kept_up::Watched>,
+    stand_in: systemd1_facade::Units,
+    kept_up: Mutex<restart::Watched>,
     /// Whether every machine that there is has been found; calls wait for that.
     complete: AtomicBool,
     completed: Event,
@@ -322,7 +321,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         last_call: Mutex::new(Instant::now()),
         read_group: options.read_group,
         operations: AtomicUsize::new(0),
-        stand_in: units::Units::default(),
+        stand_in: systemd1_facade::Units::default(),
         kept_up: Mutex::default(),
         complete: AtomicBool::new(false),
         completed: Event::new(),
@@ -343,8 +342,8 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     let mut names = take_names(&connection, options.machine1).await?;
     let sockets = varlink::serve(&daemon, varlink::passed(), names.contains(&MACHINE1));
     if names.contains(&MACHINE1) {
-        names.extend(units::take_name(&daemon).await);
-        found::take_in(&daemon).await;
+        names.extend(systemd1_facade::take_name(&daemon).await);
+        recover::take_in(&daemon).await;
     }
     daemon.complete.store(true, Ordering::Release);
     daemon.completed.notify(usize::MAX);

@@ -8,13 +8,13 @@ use zbus::Message;
 use zbus::wire::{OwnedVariant, Variant};
 
 use super::call::{Call, Failure, Outcome};
-use super::defined::{self, Defined};
+use super::definition_image::{self, Defined};
 use super::interface::{
     IMAGE, INTROSPECTABLE, Interface, LOG_CONTROL, MACHINE, MANAGER, OWN_MACHINE, OWN_MANAGER, PEER, PROPERTIES,
     SERVICE, STANDARD, SYSTEMD, UNIT, introspection,
 };
-use super::units::{SYSTEMD_PATH, UNITS};
-use super::{Daemon, image, log_control, machine, manager, own, units};
+use super::systemd1_facade::{SYSTEMD_PATH, UNITS};
+use super::{Daemon, image, log_control, machine, machinist1, manager, systemd1_facade};
 
 /// Path of the manager of machine1.
 pub(super) const MANAGER_PATH: &str = "/org/freedesktop/machine1";
@@ -134,11 +134,14 @@ async fn resolve(daemon: &Arc<Daemon>, call: &Call) -> Outcome<Object> {
         let name = unescape(label).ok_or_else(unknown)?;
         return match image::exists(daemon, &name) {
             true => Ok(Object::Image(name)),
-            false => defined::find(daemon, &name).map(Object::Defined).ok_or_else(unknown),
+            false => definition_image::find(daemon, &name).map(Object::Defined).ok_or_else(unknown),
         };
     }
     if let Some(label) = path.strip_prefix(OWN_MACHINES).and_then(|p| p.strip_prefix('/')) {
-        return unescape(label).filter(|name| own::exists(daemon, name)).map(Object::OwnMachine).ok_or_else(unknown);
+        return unescape(label)
+            .filter(|name| machinist1::exists(daemon, name))
+            .map(Object::OwnMachine)
+            .ok_or_else(unknown);
     }
     if let Some(label) = path.strip_prefix(UNITS).and_then(|p| p.strip_prefix('/'))
         && daemon.stand_in.served.load(Ordering::Relaxed)
@@ -184,10 +187,10 @@ pub(super) async fn dispatch(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
         Object::Machine(name) => machine::call(daemon, call, &member, &name).await,
         Object::Image(name) => image::call(daemon, call, &member, &name).await,
         Object::Defined(machine) => machine.call(call, &member),
-        Object::OwnManager => own::manager_call(daemon, call, &member).await,
-        Object::OwnMachine(name) => own::machine_call(daemon, call, &member, &name).await,
-        Object::Systemd => units::call(daemon, call, &member).await,
-        Object::Unit(name) => units::unit_call(daemon, call, &member, &name).await,
+        Object::OwnManager => machinist1::manager_call(daemon, call, &member).await,
+        Object::OwnMachine(name) => machinist1::machine_call(daemon, call, &member, &name).await,
+        Object::Systemd => systemd1_facade::call(daemon, call, &member).await,
+        Object::Unit(name) => systemd1_facade::unit_call(daemon, call, &member, &name).await,
         Object::Node | Object::LogControl => Err(unknown_method(call)),
     }
 }
@@ -227,7 +230,7 @@ fn introspect(daemon: &Daemon, object: &Object, path: &str) -> String {
             std::iter::once(escape(super::registry::HOST)).chain(names).collect()
         }
         (Object::OwnManager, _) => vec!["machine".into()],
-        (Object::Node, OWN_MACHINES) => own::names(daemon).iter().map(|name| escape(name)).collect(),
+        (Object::Node, OWN_MACHINES) => machinist1::names(daemon).iter().map(|name| escape(name)).collect(),
         (Object::Node, IMAGES) => image::names(daemon).iter().map(|name| escape(name)).collect(),
         (Object::Node, _) => {
             let base = if path == "/" { "" } else { path };
@@ -300,10 +303,10 @@ async fn read(daemon: &Arc<Daemon>, object: &Object) -> Outcome<Properties> {
         Object::Image(name) => image::properties(daemon, name).await,
         Object::Defined(machine) => Ok(machine.properties(daemon)),
         Object::LogControl => Ok(log_control::properties(daemon)),
-        Object::OwnManager => Ok(own::manager_properties()),
-        Object::OwnMachine(name) => own::machine_properties(daemon, name),
-        Object::Systemd => Ok(units::properties()),
-        Object::Unit(name) => units::unit_properties(daemon, name),
+        Object::OwnManager => Ok(machinist1::manager_properties()),
+        Object::OwnMachine(name) => machinist1::machine_properties(daemon, name),
+        Object::Systemd => Ok(systemd1_facade::properties()),
+        Object::Unit(name) => systemd1_facade::unit_properties(daemon, name),
     }
 }
 

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, RenameFlags};
 
 use super::lock::{self, ImageLock};
-use super::{HOST, Image, ImageError, ImageKind, Store, check_name, delete};
-use crate::sys::walk::Stopped;
+use super::{HOST, Image, ImageError, ImageKind, Store, check_name};
 use crate::sys::{self, Context as _, Errno, block, btrfs, process};
+use crate::tree::delete;
+use crate::tree::walk::Stopped;
 
 /// What systemd-nspawn is to do with an image. Written by people, so never removed by us.
 const SETTINGS: &str = ".nspawn";

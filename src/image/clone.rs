@@ -8,13 +8,13 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 
 use super::change::{BESIDE, file_name, open_dir, rename, set_immutable};
-use super::copy::{self, Copier};
 use super::lock::{self, ImageLock};
 use super::{Image, ImageError, ImageKind, OnProgress, Store, check_name};
-use crate::sys::inode;
 use crate::sys::path::RootFd;
-use crate::sys::walk::Stopped;
 use crate::sys::{self, Context as _, Errno, btrfs, mount, process};
+use crate::tree::copy::{self, Copier};
+use crate::tree::inode;
+use crate::tree::walk::Stopped;
 
 /// How a clone was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,12 +7,9 @@
 
 mod change;
 mod clone;
-pub mod copy;
-mod delete;
 mod error;
 pub mod lock;
-mod look;
-pub mod metadata;
+mod probe;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,10 +21,11 @@ use rustix::fs::{Mode, OFlags};
 use crate::spec::Layout;
 use crate::sys::path::RootFd;
 use crate::sys::{Context as _, Errno, btrfs};
+use crate::tree::metadata;
 
+pub use crate::tree::copy::{OnProgress, Progress};
 pub use change::CleanMode;
 pub use clone::{CloneMethod, Cloned};
-pub use copy::{OnProgress, Progress};
 pub use error::ImageError;
 use lock::ImageLock;
 
@@ -135,7 +133,7 @@ impl Store {
     /// left out.
     pub fn list(&self) -> Result<Vec<Image>, ImageError> {
         let mut images = BTreeMap::new();
-        let host = look::look(HOST, Path::new("/")).ok().flatten();
+        let host = probe::look(HOST, Path::new("/")).ok().flatten();
         images.extend(host.map(|host| (HOST.to_owned(), host)));
         let failed = |cause| ImageError::call("cannot list the images", cause);
         let path = self.path();
@@ -148,7 +146,7 @@ impl Store {
             let entry = entry.call(|| format!("getdents64('{}')", path.display())).map_err(failed)?;
             let file_name = entry.file_name();
             let Some(file_name) = file_name.to_str() else { continue };
-            let Some(image) = look::look_at_entry(&path, file_name) else { continue };
+            let Some(image) = probe::look_at_entry(&path, file_name) else { continue };
             // A directory and a file may have one name, which then means the directory.
             if image.kind != ImageKind::Raw || !images.contains_key(&image.name) {
                 images.insert(image.name.clone(), image);
@@ -165,11 +163,11 @@ impl Store {
         check_name(name)?;
         let failed = |cause| ImageError::call(format!("cannot look at image '{name}'"), cause);
         if name == HOST {
-            return look::look(HOST, Path::new("/")).map_err(failed);
+            return probe::look(HOST, Path::new("/")).map_err(failed);
         }
         for file_name in [name.to_owned(), format!("{name}.raw")] {
             let path = self.path().join(&file_name);
-            match look::look(name, &path) {
+            match probe::look(name, &path) {
                 Ok(Some(image)) if file_name == name || image.kind == ImageKind::Raw => return Ok(Some(image)),
                 Ok(_) => {}
                 Err(e) if matches!(e.errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => {}

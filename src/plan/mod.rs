@@ -4,9 +4,9 @@
 //! prints it without root, tests compare it, and the supervisor's children carry it out word for word.
 //! Ids in a plan are the machine's own; whoever carries it out adds the shift of the range that was picked.
 
+pub mod dependencies;
 pub mod limits;
 pub mod mounts;
-pub mod order;
 pub mod privileges;
 pub mod seccomp;
 pub mod unit;

@@ -5,11 +5,11 @@
 
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::{Doing as _, StepError};
 use crate::plan::privileges::DEVICES;
 use crate::spec::{Device, GuestPath, Permission};
 use crate::sys::bpf::{Allowed, Kind, access};
 use crate::sys::{Context as _, Errno};
+use crate::sys::{Doing as _, StepError};
 
 /// A device as the kernel knows it, and its place in the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]

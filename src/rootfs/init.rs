@@ -2,9 +2,9 @@
 
 use rustix::fs::OFlags;
 
-use super::{Doing as _, StepError};
 use crate::spec::{InitKind, Payload};
 use crate::sys::path::RootFd;
+use crate::sys::{Doing as _, StepError};
 
 /// The init of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,13 +4,11 @@
 //! overlay are idmapped first and stacked afterwards, so a user namespace costs no chown whatever the size
 //! of the tree.
 
-pub mod chown;
 pub mod devices;
 pub mod idmap;
 pub mod init;
 pub mod mounts;
 
-use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -21,56 +19,7 @@ use crate::plan::{OverlayPlan, RootPlan, TreePlan, UpperPlan};
 use crate::spec::Volatile;
 use crate::sys::mount::{self, Attributes};
 use crate::sys::path::{RootFd, chown_at, make_node};
-use crate::sys::{self, Context as _, Errno, process};
-
-/// A step that failed: the intention, the call below it, and what the user can do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StepError {
-    /// What was tried on what, as in "cannot stack 2 layers".
-    pub doing: String,
-    /// The call that failed; none when we refused by ourselves.
-    pub cause: Option<sys::Error>,
-    /// What the user can do about it.
-    pub hint: Option<String>,
-}
-
-impl StepError {
-    /// A refusal of ours.
-    pub fn refused(doing: impl Into<String>) -> Self {
-        Self { doing: doing.into(), cause: None, hint: None }
-    }
-
-    /// Adds what the user can do.
-    #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-}
-
-impl fmt::Display for StepError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.doing)
-    }
-}
-
-impl std::error::Error for StepError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.cause.as_ref().map(|e| e as _)
-    }
-}
-
-/// Adds the intention to a failed call.
-pub trait Doing<T> {
-    /// Says what was tried, on what.
-    fn doing(self, what: impl FnOnce() -> String) -> Result<T, StepError>;
-}
-
-impl<T> Doing<T> for sys::Result<T> {
-    fn doing(self, what: impl FnOnce() -> String) -> Result<T, StepError> {
-        self.map_err(|cause| StepError { doing: what(), cause: Some(cause), hint: None })
-    }
-}
+use crate::sys::{self, Context as _, Doing as _, Errno, StepError, process};
 
 /// Ids of the machine as the mounts need them.
 #[derive(Debug, Clone, Copy)]

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::devices::HostDevice;
-use super::{Doing as _, Ids, Means, MountedTree, StepError, overlay};
+use super::{Ids, Means, MountedTree, overlay};
 use crate::plan::mounts::{ApiFs, Dead, Entry, MountOp, Node, Text};
 use crate::spec::{Bind, BindIdmap, Device, IdMapEntry, IdsOf, Propagation, Tmpfs};
 use crate::sys::bpf::Kind;
 use crate::sys::mount::{self, Attributes};
 use crate::sys::path::{RootFd, chown_at, make_node};
 use crate::sys::{self, Context as _, Errno, Error, socket};
+use crate::sys::{Doing as _, StepError};
 
 /// File systems that were made inside the machine's namespaces, and its console.
 #[derive(Debug)]

@@ -4,10 +4,10 @@
 //! a host name. Every name the host sees because of a machine (cgroup, lock, directory) is built in
 //! [`Layout`], so that `reap` can find leftovers by name alone. Reads and writes nothing.
 
+mod boot;
+mod dependencies;
 mod device;
 mod layout;
-mod life;
-mod order;
 mod resources;
 mod rlimits;
 mod words;
@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use boot::{DURATION_UNITS, Ready, Restart, RestartPolicy, Span};
+pub use dependencies::Order;
 pub use device::{Device, Permission};
 pub use layout::Layout;
-pub use life::{DURATION_UNITS, Ready, Restart, RestartPolicy, Span};
-pub use order::Order;
 pub use resources::{Amount, Bound, CpuTime, IoMax, NumberSet, ResourceKey, Resources, Unmet, Weight};
 pub use rlimits::{ProcessLimits, Resource, Rlimit};
 pub use words::{GuestPath, Hostname, ImageName, MachineId, MachineName, WordError};

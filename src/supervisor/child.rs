@@ -12,17 +12,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use super::handshake::{self, FromChild, FromOuter, ToInner};
-use super::{rlimits, stub};
+use super::stub_init;
+use crate::enter::process_limits;
 use crate::plan::Plan;
 use crate::plan::mounts::MountOp;
 use crate::rootfs::devices::HostDevice;
 use crate::rootfs::mounts::{ApiMounts, Mounter, Texts, attach_root, enter_root};
-use crate::rootfs::{Doing as _, Ids, Means, MountedTree, StepError, build, init};
+use crate::rootfs::{Ids, Means, MountedTree, build, init};
 use crate::spec::{IdMapEntry, IdRange, IdsOf, InitKind, Payload};
 use crate::sys::mount::{self, Attributes, Propagation};
 use crate::sys::path::RootFd;
 use crate::sys::process::{self, Clone, FilterInsn, Fork, ns};
 use crate::sys::{self, Context as _, Errno, Error};
+use crate::sys::{Doing as _, StepError};
 
 /// Everything the children need, in memory they inherit.
 #[allow(missing_debug_implementations, reason = "never printed; lives between two forks")]
@@ -83,7 +85,7 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     mount::set_propagation(&root, true, Propagation::Slave).doing(|| "cannot leave the host's mounts".into())?;
     rustix::process::umask(Mode::empty());
 
-    rlimits::raise(&plan.privileges.limits)?;
+    process_limits::raise(&plan.privileges.limits)?;
     let (ours, theirs) = sys::socket::pair().doing(|| "cannot talk to the inner child".into())?;
     if plan.namespaces.time {
         start_clock_at_zero()?;
@@ -337,15 +339,15 @@ fn become_leader(
     drop(console);
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let program = Program::new(setup, init, kind)?;
-    rlimits::reset(&plan.privileges.limits).doing(|| "cannot reset the resource limits".into())?;
+    process_limits::reset(&plan.privileges.limits).doing(|| "cannot reset the resource limits".into())?;
     process::close_from_on_exec(3).doing(|| "cannot close descriptors".into())?;
     expect(handshake::receive(supervisor), &ToInner::Go)?;
     setup.step("inner:go");
     process::reset_signals(setup.signals).doing(|| "cannot reset signals".into())?;
     if matches!(plan.exec.payload, Payload::Command { .. }) {
-        stub::run(setup, &program, supervisor);
+        stub_init::run(setup, &program, supervisor);
     }
-    rlimits::apply(&plan.privileges.limits)?;
+    process_limits::apply(&plan.privileges.limits)?;
     limit(setup)?;
     setup.step("inner:limited");
     let cause = process::exec(&program.path, &program.argv, &program.environment);

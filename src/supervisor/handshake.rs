@@ -24,8 +24,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::rootfs::StepError;
 use crate::spec::InitKind;
+use crate::sys::StepError;
 use crate::sys::{self, Errno, Error, socket};
 
 /// A child's failure on its way to the supervisor.

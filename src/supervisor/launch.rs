@@ -7,18 +7,19 @@ use nix::unistd::Pid;
 
 use super::child::{self, Setup};
 use super::console::{Console, Mode};
+use super::event_loop::Running;
 use super::handshake::{self, FromChild, ToInner};
-use super::life::Running;
 use super::prepare::Prepared;
 use super::registration::Registering;
-use super::state::{Phase, State, has_executed, start_time};
 use super::{Job, MachineError};
 use crate::plan::TreePlan;
+use crate::rootfs::devices;
 use crate::rootfs::mounts::Texts;
-use crate::rootfs::{Doing as _, StepError, devices};
+use crate::running::state::{Phase, State, has_executed, start_time};
 use crate::spec::{InitKind, MachineId, Ownership, Restart};
 use crate::sys::process::{self, Clone, Fork};
 use crate::sys::{self, Context as _, socket};
+use crate::sys::{Doing as _, StepError};
 
 /// What the children made.
 #[derive(Debug)]

@@ -21,28 +21,19 @@
 //! tied to it by `PR_SET_PDEATHSIG`. What a killed one leaves (an empty cgroup, a run directory) is found by name
 //! and removed by the next start or by [`reap`].
 
+mod backoff;
+mod change_limits;
 pub mod child;
 pub mod console;
-pub mod control;
-pub mod enter;
-mod group;
+pub mod event_loop;
 pub mod handshake;
 pub mod launch;
-pub mod life;
-pub mod limits;
-mod pause;
+mod machine_cgroup;
 pub mod prepare;
 mod ready;
 mod registration;
-pub mod restart;
-mod rlimits;
-pub mod seal;
-mod service;
-pub mod slot;
-pub mod state;
-pub mod stop;
-mod stub;
-pub mod watch;
+mod sd_notify;
+mod stub_init;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -51,16 +42,16 @@ use crate::cgroup;
 use crate::host::HostFacts;
 use crate::image;
 use crate::plan::{self, Plan, UnitPlan};
-use crate::rootfs::StepError;
 use crate::rootfs::idmap::{self, IdMapError};
 use crate::spec::{Layout, MachineName, MachineSpec, Resources, UserMode};
+use crate::sys::StepError;
 use crate::sys::{self, process};
 
-use life::{Ended, Turn};
+pub use crate::running::restart::{End, Exit};
+use crate::running::state::{RunDir, RunDirError};
+use event_loop::{Ended, Turn};
 pub use prepare::Prepared;
-pub use restart::{End, Exit};
-use service::ServiceManager;
-use state::{RunDir, RunDirError};
+use sd_notify::ServiceManager;
 
 /// What the supervisor is asked to run, and for whom.
 #[derive(Debug)]
@@ -168,7 +159,7 @@ impl Prepared {
         // Whoever runs this is in the machine's group by now.
         drop(prepared.keeper.take());
         // Before the first child: what comes while the machine is made stops it in order afterwards.
-        let signals = match process::signal_fd(&life::SIGNALS) {
+        let signals = match process::signal_fd(&event_loop::SIGNALS) {
             Ok(signals) => signals,
             Err(cause) => {
                 // The first failure is what the user needs.
@@ -201,7 +192,7 @@ impl Prepared {
 
 /// Tells the service manager whose unit we are something for people, if there is one.
 pub fn tell_manager(status: &str) {
-    service::ServiceManager::of_environment().tell(&format!("STATUS={status}"));
+    sd_notify::ServiceManager::of_environment().tell(&format!("STATUS={status}"));
 }
 
 /// Removes what a killed supervisor left of a machine; says whether there was anything.

@@ -7,28 +7,30 @@ use nix::poll::PollFlags;
 use rustix::fs::Mode as FileMode;
 
 use super::console::{self, LogFile};
-use super::group::{self, Group, Keeper};
+use super::machine_cgroup::{self, Group, Keeper};
 use super::registration::Unregistering;
-use super::restart::History;
-use super::service::ServiceManager;
-use super::slot::StartSlot;
-use super::state::{RunDir, RunDirError, make_private_dir};
-use super::{Job, MachineError, control};
+use super::sd_notify::ServiceManager;
+use super::{Job, MachineError};
 use crate::bus::BusError;
 use crate::cgroup::{self, MachineGroup};
 use crate::host::HostFacts;
 use crate::image::lock::{Beside, ImageLock};
 use crate::plan::mounts::{self, MountOp};
 use crate::plan::{IdPlan, OverlayPlan, Plan, TreePlan, UpperPlan, below_own};
-use crate::rootfs::chown;
 use crate::rootfs::devices::{self, HostDevice};
 use crate::rootfs::idmap::{self, IdRangeLock};
-use crate::rootfs::{Doing as _, HeldTree, StepError, Use};
+use crate::rootfs::{HeldTree, Use};
+use crate::running::control;
+use crate::running::restart::History;
+use crate::running::start_limit::StartSlot;
+use crate::running::state::{RunDir, RunDirError, make_private_dir};
 use crate::spec::{ID_RANGE_SIZE, IdRange, Layout, MachineName, Ownership, UserMode};
 use crate::sys::lock::Hold;
 use crate::sys::path::RootFd;
 use crate::sys::process::FilterInsn;
 use crate::sys::{self, Context as _, socket};
+use crate::sys::{Doing as _, StepError};
+use crate::tree::chown;
 
 /// A machine whose resources are held. Fields are given back from the last to the first.
 #[derive(Debug)]
@@ -149,7 +151,7 @@ fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     let control = listen(run_dir).doing(|| "cannot listen for requests".into())?;
     let owner = range.map_or(0, |r| r.shift);
     let group = Group::make(job, owner)?;
-    if let Err(e) = group::limit(job, &group.group) {
+    if let Err(e) = machine_cgroup::limit(job, &group.group) {
         // The first failure is what the user needs; what stays is removed by the next start.
         let _ = group.group.release();
         return Err(e.into());
@@ -329,7 +331,7 @@ impl Prepared {
         let owner = self.range().map_or(0, |r| r.shift);
         let renewed = self.group.renew(owner).doing(|| "cannot start the machine again".into());
         // What was plugged in anew has other numbers now.
-        let renewed = renewed.and_then(|()| group::limit(&self.job, &self.group));
+        let renewed = renewed.and_then(|()| machine_cgroup::limit(&self.job, &self.group));
         match renewed.and_then(|()| devices::find(mounts::devices(&self.job.plan.mounts))) {
             Ok(devices) => Ok(Self { devices, ..self }),
             Err(error) => {

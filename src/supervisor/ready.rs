@@ -1,15 +1,15 @@
 //! When a machine counts as ready: a word of its init, or a check that is repeated until it succeeds.
 //!
 //! A check is a process of its own, watched by the poll loop like everything else: a program in the machine
-//! ([`super::enter`]), or a child of ours that connects to a port in the machine's network. One that hangs is killed
+//! ([`crate::enter`]), or a child of ours that connects to a port in the machine's network. One that hangs is killed
 //! when its time is up, and dropping it kills it at once, so that it holds nothing up.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::enter::{self, Command, Outcome, Stdio};
-use super::state::State;
+use crate::enter::{self, Command, Outcome, Stdio};
+use crate::running::state::State;
 use crate::spec::{InitKind, Ready};
 use crate::sys::process::{self, Clone, Ended, Fork, ns};
 use crate::sys::{self, Errno, netlink};

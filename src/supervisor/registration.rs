@@ -17,8 +17,8 @@ use super::{Job, MachineError};
 use crate::bus::machine1::{self, Registrar, Registration};
 use crate::bus::{self, BusError, SystemBus};
 use crate::plan::TreePlan;
-use crate::rootfs::StepError;
 use crate::spec::{MachineId, Register};
+use crate::sys::StepError;
 use crate::sys::path::RootFd;
 
 /// How long the end of a machine waits for its entry to be gone.

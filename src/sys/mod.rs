@@ -7,7 +7,7 @@
 pub mod block;
 pub mod bpf;
 pub mod btrfs;
-pub mod inode;
+pub mod exe_seal;
 pub mod lock;
 pub mod message;
 pub mod mount;
@@ -17,11 +17,13 @@ pub mod path;
 pub mod process;
 pub mod rlimits;
 pub mod socket;
-pub mod walk;
+mod step;
+pub mod terminal;
 
 use std::fmt;
 
 pub use nix::errno::Errno;
+pub use step::{Doing, StepError};
 
 /// A system call that failed: what was called on what, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]

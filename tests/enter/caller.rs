@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use machinist::enter::{self, Command, Rights, Target};
 use machinist::plan::seccomp::{self, SyscallPolicy};
 use machinist::spec::ProcessLimits;
-use machinist::supervisor::enter::{self, Command, Rights, Target};
-use machinist::supervisor::seal::seal_own_program;
+use machinist::sys::exe_seal::seal_own_program;
 use machinist::sys::process;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use serde::{Deserialize, Serialize};

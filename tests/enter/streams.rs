@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Stdio};
 
-use machinist::supervisor::enter::Stdio as Wanted;
+use machinist::enter::Stdio as Wanted;
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
 use crate::Case;

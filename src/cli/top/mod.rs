@@ -23,8 +23,8 @@ use nix::sys::signalfd::SignalFd;
 
 use super::output::{Failure, status, written};
 use super::stats::{self, Row, compare, waited};
+use crate::running::state::Statistics;
 use crate::spec::Layout;
-use crate::supervisor::state::Statistics;
 use crate::sys::{self, Context as _, Errno, process};
 use host::HostLoad;
 use keys::{Key, Keys};

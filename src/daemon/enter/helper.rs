@@ -19,10 +19,10 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use zruntime::{AsyncIo, Shared, SharedRuntime};
 
-use super::{Failure, Outcome, Shell, guest};
+use super::{Failure, Outcome, Shell, guest_systemd};
+use crate::enter::{self, EnterError, Place, Pty, Running};
+use crate::running::state::{self, State};
 use crate::spec::{InitKind, Layout, MachineName};
-use crate::supervisor::enter::{self, EnterError, Place, Pty, Running};
-use crate::supervisor::state::{self, State};
 use crate::sys::path::RootFd;
 use crate::sys::process::{self, Ended};
 use crate::sys::{Context as _, Errno, Error, socket};
@@ -253,7 +253,7 @@ fn visit_machine(layout: &Layout, socket: &OwnedFd, leader: &OwnedFd, visit: &Vi
                 let answer = Answer::Opened { path: path.clone(), stays };
                 // It takes ours along: closing the caller's is to end the shell.
                 let opened = move || say(socket, &answer, &[master.as_fd()]);
-                return match guest::ask(stream, &path, peer, &visit.job, opened)? {
+                return match guest_systemd::ask(stream, &path, peer, &visit.job, opened)? {
                     Some(how) => say(socket, &Answer::Ended(how), &[]),
                     None => Ok(()),
                 };

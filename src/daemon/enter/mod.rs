@@ -4,12 +4,12 @@
 //! to its bus wait for ever, and a daemon with threads must not fork. Each request starts a [`helper`], our program
 //! again, which has one answer to give, in time, or is killed.
 
-mod alone;
-mod guest;
+mod guest_systemd;
 mod helper;
+mod login;
 
-pub use alone::Login;
 pub use helper::serve;
+pub use login::Login;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::call::{Call, Failure, Outcome};
 use super::log_control::Level;
 use super::machine::{self, Subject};
 use super::registry::{Class, HOST, Process};
-use crate::supervisor::enter::{self, Sharing};
+use crate::enter::{self, Sharing};
 use helper::{Answer, Helper, Job, Visit};
 
 /// How long a helper may take for its answer; clients give up after 25 s.
@@ -200,14 +200,14 @@ fn capitalised(text: &str) -> String {
 async fn of_host(daemon: &Arc<Daemon>, call: &Call, job: Job) -> Outcome {
     let visit = |job| Visit { name: HOST.to_owned(), job };
     let init = Process::open(enter::host_process())?;
-    if !guest::has_systemd(call.connection()).await? {
+    if !guest_systemd::has_systemd(call.connection()).await? {
         daemon.require_root(call).await?;
         let opened = visit_machine(daemon, &init, visit(job), false).await?;
         return call.reply(&(Fd::from(opened.master), opened.path));
     }
     let opened = visit_machine(daemon, &init, visit(Job::Pty), false).await?;
     let peer = opened.peer.ok_or_else(|| Failure::failed("The helper sent no terminal."))?;
-    guest::start(call.connection(), &opened.path, &peer, &job).await?;
+    guest_systemd::start(call.connection(), &opened.path, &peer, &job).await?;
     call.reply(&(Fd::from(opened.master), opened.path))
 }
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
 use super::super::*;
-use crate::sys::inode::Inode;
 use crate::sys::lock::Hold;
+use crate::tree::inode::Inode;
 
 /// CAP_NET_RAW, as `setcap` writes it on the host.
 const CAPABILITIES: [u8; 20] = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];

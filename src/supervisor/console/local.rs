@@ -9,8 +9,8 @@ use rustix::fs::{FileType, Mode as FileMode, OFlags};
 use rustix::io::Errno;
 use rustix::termios::{Winsize, isatty};
 
-use super::terminal::{Escape, Terminal, winsize};
 use super::{Mode, give_back, poll_once};
+use crate::sys::terminal::{Escape, Terminal, winsize};
 use crate::sys::{Context, Result};
 
 /// What one read of standard input gave.

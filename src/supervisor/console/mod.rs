@@ -14,7 +14,7 @@ mod local;
 mod log;
 mod pipe;
 mod show;
-mod terminal;
+mod slave;
 #[cfg(test)]
 mod tests;
 mod viewer;
@@ -32,8 +32,7 @@ pub use self::attach::{AttachEnd, attach};
 pub use self::local::reopen;
 pub use self::log::LogFile;
 pub use self::show::{Shown, print_log};
-pub(super) use self::terminal::Escape;
-pub use self::terminal::{Terminal, prepare_slave};
+pub use self::slave::prepare_slave;
 
 use self::local::{Gone, Input, Local};
 use self::pipe::{Newlines, Typist};

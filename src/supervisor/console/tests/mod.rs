@@ -26,8 +26,8 @@ use rustix::termios::{
 use super::attach::attach_local;
 use super::local::Local;
 use super::show::Safe;
-use super::terminal::Escape;
 use super::*;
+use crate::sys::terminal::{Escape, Terminal};
 use crate::sys::{process, socket};
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,0 +1,515 @@
+//! What others may know of a running machine: a file written by rename, beside the lock that says it is true.
+//!
+//! ```text
+//! /run/machinist/machines/NAME/lock        held by the supervisor as long as the machine lives
+//!                              state.json  this
+//!                              control     SEQPACKET socket of the supervisor
+//! ```
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::cgroup;
+use crate::plan::limits::Limit;
+use crate::plan::seccomp::SyscallPolicy;
+use crate::spec::{IdRange, InitKind, Layout, MachineName, ProcessLimits, Resources, RestartPolicy};
+use crate::sys::{self, Context as _, Errno, Error, process};
+
+/// Where a machine is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Its init has begun.
+    Starting,
+    /// It is ready.
+    Running,
+    /// It has been asked to stop or to reboot.
+    Stopping,
+    /// It has ended by itself and is about to be started again.
+    Restarting,
+}
+
+impl Phase {
+    /// The word used in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Restarting => "restarting",
+        }
+    }
+}
+
+/// The state file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct State {
+    /// The machine.
+    pub name: String,
+    /// Its id in the host's table of machines; unset if it is not to be there.
+    #[serde(default)]
+    pub machine_id: Option<String>,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// PID 1 of the machine as the host sees it; 0 while there is none.
+    pub leader: i32,
+    /// When the leader started, in clock ticks since boot: tells it from a later process of the same number.
+    pub leader_start: u64,
+    /// The supervisor's process.
+    pub supervisor: i32,
+    /// Start of this boot of the machine, in seconds since 1970.
+    pub since: u64,
+    /// Its host ids, if it has a user namespace.
+    pub ids: Option<IdRange>,
+    /// Whether its network is its own.
+    pub private_network: bool,
+    /// Whether its boot clock is its own.
+    pub own_clock: bool,
+    /// Its control group on the host.
+    pub cgroup: PathBuf,
+    /// The unit whose group that is; unset if it is ours.
+    #[serde(default)]
+    pub unit: Option<String>,
+    /// Mask of its capabilities.
+    pub capabilities: u64,
+    /// Whether setuid programs have no effect.
+    pub no_new_privileges: bool,
+    /// Limits of its processes one by one.
+    #[serde(default)]
+    pub process_limits: ProcessLimits,
+    /// Changes to the system call filter.
+    pub seccomp: SyscallPolicy,
+    /// What its limits are asked to be.
+    #[serde(default)]
+    pub resources: Resources,
+    /// What was written for them.
+    #[serde(default)]
+    pub limits: Vec<Limit>,
+    /// Path of its init, if it has one.
+    pub init: Option<String>,
+    /// Kind of its init, if we know it.
+    pub init_kind: Option<InitKind>,
+    /// What its root is made of, in words.
+    pub root: String,
+    /// The file it is defined by.
+    pub definition: Option<PathBuf>,
+    /// What the guest last said of itself (`STATUS=`).
+    pub status: Option<String>,
+    /// What has to happen before it counts as ready, in words.
+    #[serde(default)]
+    pub waits_for: Option<String>,
+    /// How often it has been started again after it had ended by itself.
+    #[serde(default)]
+    pub restarts: u32,
+    /// What happened to it before the last of these, to follow its name.
+    #[serde(default)]
+    pub last_end: Option<String>,
+    /// Whoever finds it without its supervisor starts it again by these rules; unset if somebody else sees to that.
+    #[serde(default)]
+    pub restart: Option<RestartPolicy>,
+}
+
+const FILE: &str = "state.json";
+const LOCK: &str = "lock";
+
+/// The run directory of a machine we hold the lock of.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    dir: OwnedFd,
+    _lock: OwnedFd,
+}
+
+/// Why a run directory cannot be had.
+#[derive(Debug)]
+pub enum RunDirError {
+    /// Somebody holds the lock.
+    Running,
+    /// A call failed.
+    Call(Error),
+}
+
+impl From<Error> for RunDirError {
+    fn from(e: Error) -> Self {
+        Self::Call(e)
+    }
+}
+
+impl RunDir {
+    /// Makes the directory and takes the lock.
+    pub fn acquire(layout: &Layout, name: &MachineName) -> Result<Self, RunDirError> {
+        let path = layout.run_dir(name);
+        loop {
+            make_private_dir(&path)?;
+            let dir = open_dir(&path)?;
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let lock = match rustix::fs::openat(&dir, LOCK, flags, Mode::from_raw_mode(0o600)) {
+                // Removed by an earlier owner between our two calls.
+                Err(rustix::io::Errno::NOENT) => continue,
+                other => other.call(|| format!("open('{}/{LOCK}')", path.display()))?,
+            };
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) if has_owner(&lock)? => return Err(RunDirError::Running),
+                // Somebody was looking whether there is one; they do not take long.
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    std::thread::yield_now();
+                    continue;
+                }
+                Err(e) => return Err(e).call(|| format!("flock('{}/{LOCK}')", path.display())).map_err(Into::into),
+            }
+            // The owner before us removes the file before it lets go of the lock.
+            if rustix::fs::fstat(&lock).is_ok_and(|s| s.st_nlink > 0) {
+                return Ok(Self { path, dir, _lock: lock });
+            }
+        }
+    }
+
+    /// The directory.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The state that a killed supervisor left.
+    pub fn left_over(&self) -> Option<State> {
+        let text = std::fs::read(self.path.join(FILE)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Replaces the state file.
+    pub fn write(&self, state: &State) -> sys::Result<()> {
+        let call = || format!("write('{}/{FILE}')", self.path.display());
+        let text = serde_json::to_vec(state).map_err(|_| Error { call: call(), errno: Errno::EINVAL })?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = rustix::fs::openat(&self.dir, "state.new", flags, Mode::from_raw_mode(0o600)).call(call)?;
+        let written = rustix::io::write(&fd, &text).call(call)?;
+        if written != text.len() {
+            return Err(Error { call: call(), errno: Errno::ENOSPC });
+        }
+        rustix::fs::renameat(&self.dir, "state.new", &self.dir, FILE).call(call)
+    }
+
+    /// Removes the directory with everything in it; the lock goes last.
+    pub fn release(self) -> sys::Result<()> {
+        let mut result = Ok(());
+        for file in [FILE, "state.new", super::control::SOCKET, LOCK] {
+            match rustix::fs::unlinkat(&self.dir, file, rustix::fs::AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(e) => result = Err(e).call(|| format!("unlink('{}/{file}')", self.path.display())),
+            }
+        }
+        match rustix::fs::rmdir(&self.path) {
+            Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTEMPTY) => result,
+            Err(e) => result.and(Err(e).call(|| format!("rmdir('{}')", self.path.display()))),
+        }
+    }
+}
+
+/// Makes a directory that only root may enter, and its parents.
+pub fn make_private_dir(path: &Path) -> sys::Result<()> {
+    let make = || rustix::fs::mkdir(path, Mode::from_raw_mode(0o700));
+    let result = match make() {
+        Err(rustix::io::Errno::NOENT) => {
+            let parent = path.parent().unwrap_or(path);
+            std::fs::create_dir_all(parent).call(|| format!("mkdir('{}')", parent.display()))?;
+            make()
+        }
+        other => other,
+    };
+    match result {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(e) => Err(e).call(|| format!("mkdir('{}')", path.display())),
+    }
+}
+
+fn open_dir(path: &Path) -> sys::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::empty()).call(|| format!("open('{}')", path.display()))
+}
+
+/// Waits until nobody else changes a running machine's limits, and keeps others from it as long as the result lives.
+pub fn hold_limits(layout: &Layout, name: &MachineName) -> sys::Result<OwnedFd> {
+    let path = layout.run_dir(name);
+    let dir = open_dir(&path)?;
+    rustix::fs::flock(&dir, FlockOperation::LockExclusive).call(|| format!("flock('{}')", path.display()))?;
+    Ok(dir)
+}
+
+/// Reads the state of a machine whose supervisor lives; `None` if it is not running.
+pub fn read(layout: &Layout, name: &MachineName) -> sys::Result<Option<State>> {
+    let path = layout.run_dir(name);
+    let dir = match open_dir(&path) {
+        Ok(dir) => dir,
+        Err(e) if e.errno == Errno::ENOENT => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    if !is_locked(&dir)? {
+        return Ok(None);
+    }
+    let text = match std::fs::read(path.join(FILE)) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).call(|| format!("read('{}/{FILE}')", path.display())),
+    };
+    let broken = || Error { call: format!("reading '{}/{FILE}'", path.display()), errno: Errno::EBADMSG };
+    serde_json::from_slice(&text).map(Some).map_err(|_| broken())
+}
+
+/// The state that a supervisor which was killed has left of a machine, if nobody owns it by now.
+pub fn abandoned(layout: &Layout, name: &MachineName) -> Option<State> {
+    let text = std::fs::read(layout.run_dir(name).join(FILE)).ok()?;
+    let state = serde_json::from_slice(&text).ok()?;
+    // Asked afterwards, so that it is not what an owner is about to write.
+    is_owned(layout, name).is_ok_and(|owned| !owned).then_some(state)
+}
+
+/// Whether a supervisor owns a machine, however far it has come with it.
+pub fn is_owned(layout: &Layout, name: &MachineName) -> sys::Result<bool> {
+    match open_dir(&layout.run_dir(name)) {
+        Ok(dir) => is_locked(&dir),
+        Err(e) if e.errno == Errno::ENOENT => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn is_locked(dir: &OwnedFd) -> sys::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let lock = match rustix::fs::openat(dir, LOCK, flags, Mode::empty()) {
+        Ok(lock) => lock,
+        Err(rustix::io::Errno::NOENT) => return Ok(false),
+        Err(e) => return Err(e).call(|| format!("open('{LOCK}')")),
+    };
+    has_owner(&lock)
+}
+
+/// Whether somebody holds a lock for himself. Whoever looks shares it for a moment, which [`RunDir::acquire`] tells from
+/// an owner in the same way.
+fn has_owner(lock: &OwnedFd) -> sys::Result<bool> {
+    match rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(e) => Err(e).call(|| format!("flock('{LOCK}')")),
+    }
+}
+
+/// Names of the machines that have a run directory, running or left over.
+pub fn names(layout: &Layout) -> Vec<MachineName> {
+    let Ok(entries) = std::fs::read_dir(layout.run_root().join("machines")) else { return Vec::new() };
+    let names = entries.filter_map(|e| MachineName::parse(e.ok()?.file_name().to_str()?).ok());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+/// What is said of a machine in a list, running or not: the objects of `machinist list --json`.
+pub fn summary(name: &str, state: Option<&State>) -> Value {
+    match state {
+        None => json!({ "name": name, "state": "stopped" }),
+        Some(s) => json!({
+            "name": name,
+            "state": s.word(),
+            // Null for a command without an init.
+            "init": s.init.as_ref().map(|_| s.init_kind.map_or("unknown", InitKind::as_str)),
+            // Null while it is to be started again.
+            "leader": s.leader(),
+            "supervisor": s.supervisor,
+            "ids": s.ids,
+            "since": s.since,
+        }),
+    }
+}
+
+/// What a machine uses at one moment. What it does in a second is the difference of two.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Statistics {
+    /// The machine.
+    pub name: String,
+    /// The word for what it does.
+    pub state: String,
+    /// PID 1 of the machine as the host sees it, if it has one now: another one has begun with new counters.
+    pub leader: Option<i32>,
+    /// Start of this boot of the machine, in seconds since 1970.
+    pub since: u64,
+    /// The moment, on the host's monotonic clock in microseconds.
+    pub monotonic_usec: u64,
+    /// What it uses.
+    pub usage: cgroup::Usage,
+}
+
+/// Keys of [`State::details`] that may be null, for those who get it over a bus that has no null.
+pub const MAY_BE_NULL: [&str; 11] = [
+    "definition",
+    "ids",
+    "init",
+    "init-kind",
+    "last-end",
+    "leader",
+    "machine-id",
+    "restart",
+    "status",
+    "unit",
+    "waits-for",
+];
+
+impl State {
+    /// The word for what the machine does now.
+    pub fn word(&self) -> &'static str {
+        if cgroup::is_frozen(&self.cgroup) { "frozen" } else { self.phase.as_str() }
+    }
+
+    /// Everything that is said of a running machine: the object of `machinist status --json`.
+    pub fn details(&self) -> Value {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        if let Some(object) = value.as_object_mut() {
+            object.remove("phase");
+            object.remove("resources");
+            object.insert("limits".into(), self.limits_in_force());
+            object.insert("leader".into(), self.leader().into());
+            object.insert("state".into(), self.word().into());
+            object.insert("usage".into(), serde_json::to_value(cgroup::usage(&self.cgroup)).unwrap_or_default());
+        }
+        value
+    }
+
+    /// Its limits as the kernel has them, by the files they are in.
+    pub fn limits_in_force(&self) -> Value {
+        cgroup::limits::in_force(&self.cgroup, &self.limits)
+    }
+
+    /// What the machine uses now.
+    pub fn statistics(&self) -> Statistics {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let usec = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1000);
+        Statistics {
+            name: self.name.clone(),
+            state: self.word().to_owned(),
+            leader: self.leader(),
+            since: self.since,
+            monotonic_usec: u64::try_from(usec).unwrap_or(0),
+            usage: cgroup::usage(&self.cgroup),
+        }
+    }
+
+    /// PID 1 of the machine as the host sees it, if there is one at the moment.
+    pub fn leader(&self) -> Option<i32> {
+        (self.leader > 0).then_some(self.leader)
+    }
+
+    /// The payload's control group on the host.
+    pub fn payload_group(&self) -> PathBuf {
+        self.cgroup.join("payload")
+    }
+
+    /// A pidfd of the leader, checked to be the process that was started.
+    pub fn open_leader(&self) -> sys::Result<OwnedFd> {
+        let pidfd = process::pidfd_open(Pid::from_raw(self.leader))?;
+        if start_time(self.leader) != Some(self.leader_start) {
+            return Err(Error {
+                call: format!("finding process {} of machine '{}'", self.leader, self.name),
+                errno: Errno::ESRCH,
+            });
+        }
+        Ok(pidfd)
+    }
+}
+
+/// Start of a process in clock ticks since boot (`proc_pid_stat(5)`, field 22).
+pub fn start_time(pid: i32) -> Option<u64> {
+    stat_field(pid, 22)
+}
+
+/// Whether a child of ours, alive or not yet waited for, has executed a program since it was forked.
+pub fn has_executed(pid: i32) -> bool {
+    const PF_FORKNOEXEC: u64 = 0x40;
+    stat_field(pid, 9).is_some_and(|flags| flags & PF_FORKNOEXEC == 0)
+}
+
+/// A field of `proc_pid_stat(5)` after the second, by its number there.
+fn stat_field(pid: i32, number: usize) -> Option<u64> {
+    let stat = sys::read_text(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
+    // The name in parentheses may hold anything, so count from its end.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(number - 3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> (tempfile::TempDir, Layout) {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let layout = Layout::new(dir.path());
+        (dir, layout)
+    }
+
+    #[test]
+    fn a_run_directory_has_one_owner_and_leaves_nothing() {
+        let (dir, layout) = layout();
+        let name = MachineName::parse("web").expect("valid");
+        let first = RunDir::acquire(&layout, &name).expect("free");
+        assert!(matches!(RunDir::acquire(&layout, &name), Err(RunDirError::Running)));
+        first.release().expect("release");
+        assert!(!layout.run_dir(&name).exists());
+        assert!(RunDir::acquire(&layout, &name).is_ok());
+        drop(dir);
+    }
+
+    #[test]
+    fn whoever_looks_keeps_nobody_from_starting() {
+        let (_dir, layout) = layout();
+        let name = MachineName::parse("web").expect("valid");
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                        is_owned(&layout, &name).expect("look");
+                    }
+                });
+            }
+            let starts = (0..2000).map(|_| RunDir::acquire(&layout, &name).map(RunDir::release));
+            let failed = starts.filter(|start| !matches!(start, Ok(Ok(())))).count();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(failed, 0, "starts of 2000 that somebody was in the way of");
+        });
+    }
+
+    #[test]
+    fn state_without_a_living_supervisor_is_none() {
+        let (_dir, layout) = layout();
+        let name = MachineName::parse("web").expect("valid");
+        assert_eq!(read(&layout, &name).expect("read"), None);
+        drop(RunDir::acquire(&layout, &name).expect("free"));
+        assert_eq!(read(&layout, &name).expect("read"), None);
+        assert_eq!(names(&layout), [name]);
+    }
+
+    #[test]
+    fn what_may_be_null_is_listed() {
+        let text = r#"{"name": "a", "phase": "restarting", "leader": 0, "leader-start": 1, "supervisor": 3, "since": 4,
+            "private-network": true, "own-clock": false, "cgroup": "/nonexistent", "capabilities": 0,
+            "no-new-privileges": false, "seccomp": {"allow": [], "deny": []}, "root": "x"}"#;
+        let state: State = serde_json::from_str(text).expect("all that must be there");
+        let details = state.details();
+        let null = details.as_object().expect("object").iter().filter(|(_, v)| v.is_null()).map(|(k, _)| k.as_str());
+        assert_eq!(null.collect::<Vec<_>>(), MAY_BE_NULL);
+    }
+
+    #[test]
+    fn start_time_survives_odd_process_names() {
+        let own = start_time(i32::try_from(std::process::id()).expect("fits"));
+        assert!(own.is_some_and(|t| t > 0));
+        assert_eq!(start_time(i32::MAX), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! A change of a running machine's limits, made by a child: the kernel lets who lowers a limit of memory wait until
+//! the machine has given enough up, and a supervisor waits for nobody.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use super::Job;
+use crate::cgroup::limits;
+use crate::plan::limits::Limit;
+use crate::running::control::{self, Answer, NewLimits};
+use crate::running::state::State;
+use crate::sys::process::{self, Clone as CloneHow, Fork};
+use crate::sys::{self, socket};
+
+/// What the child says when it is done: nothing, or what went wrong and a hint.
+type Outcome = Option<(String, Option<String>)>;
+
+/// A change on its way; its child is killed and reaped when dropped.
+#[derive(Debug)]
+pub(super) struct Changing {
+    new: NewLimits,
+    channel: OwnedFd,
+    child: OwnedFd,
+    /// Who has asked for it.
+    asker: OwnedFd,
+}
+
+impl Changing {
+    /// Begins to change the limits of the machine that `job` and `state` are of.
+    pub(super) fn begin(job: &Job, state: &State, new: NewLimits, asker: OwnedFd) -> sys::Result<Self> {
+        let (ours, theirs) = socket::pair()?;
+        match process::clone3(CloneHow::default())? {
+            Fork::Parent(_, child) => Ok(Self { new, channel: ours, child, asker }),
+            Fork::Child => {
+                // A panic must not unwind into the supervisor's frames, whose guards are its own.
+                let _ = catch_unwind(AssertUnwindSafe(|| {
+                    process::set_name(c"machinist-limits");
+                    // Without the tie it ends when it is done.
+                    let _ = process::die_with_parent();
+                    if process::close_all_except(&[theirs.as_fd()]).is_ok() {
+                        let mount = state.unit.is_none().then_some(job.plan.cgroup.mount.as_path());
+                        let outcome = make(mount, &state.cgroup, &job.plan.limits, &new.limits);
+                        // A supervisor that is gone needs no answer.
+                        let _ = serde_json::to_vec(&outcome).map(|text| socket::send(&theirs, &text, &[]));
+                    }
+                }));
+                process::exit_now(0)
+            }
+        }
+    }
+
+    /// Readable when the child is done.
+    pub(super) fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// Takes the child's word and makes it the machine's; gives the answer for [`Self::tell`].
+    pub(super) fn conclude(&self, job: &mut Job, state: &mut State) -> Answer {
+        let mut buffer = vec![0; 4096];
+        let received = socket::receive(&self.channel, &mut buffer).map_or(0, |received| received.len);
+        match serde_json::from_slice::<Outcome>(&buffer[..received]) {
+            Ok(None) => {
+                job.plan.limits.clone_from(&self.new.limits);
+                job.resources.clone_from(&self.new.resources);
+                state.limits.clone_from(&self.new.limits);
+                state.resources.clone_from(&self.new.resources);
+                Answer::Limited
+            }
+            Ok(Some((why, hint))) => Answer::NotLimited { why, hint },
+            Err(_) => Answer::Refused("the child that was to do it died".into()),
+        }
+    }
+
+    /// Tells who has asked, who may look at the state file from then on.
+    pub(super) fn tell(self, answer: &Answer) {
+        // Whoever went away does not need it.
+        let _ = control::send(&self.asker, answer);
+    }
+}
+
+fn make(mount: Option<&Path>, machine: &Path, old: &[Limit], new: &[Limit]) -> Outcome {
+    let down = mount.map_or(Ok(()), |mount| limits::hand_down(mount, machine, new));
+    let done = down.and_then(|()| limits::change(machine, old, new));
+    done.err().map(|e| (format!("`resources.{}`: {}", e.key, e.cause), e.hint().map(Into::into)))
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        process::kill_and_reap(&self.child);
+    }
+}

@@ -1,0 +1,149 @@
+//! The machine's control group: our own, its unit's, or that of a scope which systemd makes for it.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Job, MachineError};
+use crate::bus::systemd1::{self, Scope, ScopeRequest};
+use crate::bus::{BusError, SystemBus};
+use crate::cgroup::limits::{self, LimitError};
+use crate::cgroup::{self, MachineGroup};
+use crate::host::CgroupFacts;
+use crate::plan::{CgroupPlan, UnitPlan, below_own};
+use crate::sys::StepError;
+use crate::sys::process::{self, Clone, Fork};
+use crate::sys::{self, Errno};
+
+/// A machine's control group, and what came with it.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) group: MachineGroup,
+    /// Keeps the scope until the supervisor is in it.
+    pub(super) keeper: Option<Keeper>,
+    /// Why systemd could not be asked for one, which has been said.
+    pub(super) no_bus: Option<BusError>,
+}
+
+impl Group {
+    /// Makes the group where the plan has it; without the scope it asks for, below the group we run in.
+    pub(super) fn make(job: &Job, owner: u32) -> Result<Self, MachineError> {
+        let plan = &job.plan.cgroup;
+        let doing = |cause: sys::Error| {
+            let hint = match cause.errno {
+                Errno::EACCES | Errno::EPERM | Errno::EROFS => {
+                    Some("this group is not delegated to us; name one that is with `[cgroup] parent`")
+                }
+                Errno::EBUSY => Some("the group above holds processes; name an empty one with `[cgroup] parent`"),
+                _ => None,
+            };
+            StepError {
+                doing: "cannot make the machine's control group".into(),
+                cause: Some(cause),
+                hint: hint.map(Into::into),
+            }
+        };
+        let ours = |plan: &CgroupPlan| MachineGroup::create(plan, owner, job.background);
+        let group = match (&plan.unit, &job.facts.cgroup) {
+            (UnitPlan::Own(unit), Some(facts)) => own_unit(plan, unit, facts, owner),
+            (UnitPlan::Scope(unit), Some(facts)) => match start_scope(job, unit) {
+                Ok(scope) => return in_scope(job, unit, scope, owner).map_err(|e| doing(e).into()),
+                Err(error) => {
+                    (job.on_warning)(&format!("machine '{}' has no unit of its own: {error}", job.plan.name));
+                    let group = ours(&below_own(facts, &job.layout, &job.plan.name)).map_err(doing)?;
+                    return Ok(Self { group, keeper: None, no_bus: Some(error) });
+                }
+            },
+            _ => ours(plan),
+        };
+        Ok(Self { group: group.map_err(doing)?, keeper: None, no_bus: None })
+    }
+}
+
+/// Keeps the machine within its limits; each start of the payload's group begins without.
+pub(super) fn limit(job: &Job, group: &MachineGroup) -> Result<(), StepError> {
+    let plan = &job.plan;
+    let doing = |e: LimitError| StepError {
+        doing: format!("cannot limit the machine by `resources.{}`", e.key),
+        hint: e.hint().map(Into::into),
+        cause: Some(e.cause),
+    };
+    if group.unit().is_none() {
+        limits::hand_down(&plan.cgroup.mount, group.path(), &plan.limits).map_err(doing)?;
+    }
+    for limit in &plan.limits {
+        match limits::set(group.path(), limit) {
+            Err(e) if limit.optional => {
+                let text = format!("machine '{}' is not limited by `resources.{}`: {}", plan.name, e.key, e.cause);
+                (job.on_warning)(&text);
+            }
+            other => other.map_err(doing)?,
+        }
+    }
+    Ok(())
+}
+
+/// The unit that we are the main process of becomes the machine's.
+fn own_unit(plan: &CgroupPlan, unit: &str, facts: &CgroupFacts, owner: u32) -> sys::Result<MachineGroup> {
+    let path = cgroup::host_path(plan);
+    let supervisor = cgroup::make_supervisor(&path)?;
+    if facts.own == plan.group {
+        // systemd before 254 has no DelegateSubgroup=.
+        cgroup::enter(&supervisor)?;
+    }
+    MachineGroup::in_unit(&path, unit, owner)
+}
+
+fn start_scope(job: &Job, unit: &str) -> Result<Scope, BusError> {
+    let request = ScopeRequest {
+        unit,
+        description: &format!("Machine {}", job.plan.name),
+        // What is killed when our own time is up needs a moment to be cleared away.
+        stop_timeout: job.plan.exec.stop_timeout.map(|seconds| Duration::from_secs(seconds.saturating_add(10))),
+        own_tasks_max: job.resources.pids_max.is_some(),
+    };
+    systemd1::start_scope(&SystemBus::of(&job.layout), &request)
+}
+
+/// The machine's group is the scope's. A supervisor in the foreground moves there; one in the background will be born
+/// there.
+fn in_scope(job: &Job, unit: &str, scope: Scope, owner: u32) -> sys::Result<Group> {
+    let path = job.plan.cgroup.mount.join(scope.group().trim_start_matches('/'));
+    let supervisor = cgroup::make_supervisor(&path)?;
+    let keeper = if job.background {
+        Some(Keeper::start(&supervisor)?)
+    } else {
+        cgroup::enter(&supervisor)?;
+        None
+    };
+    scope.go()?;
+    let group = MachineGroup::in_unit(&path, unit, owner)?;
+    Ok(Group { group, keeper, no_bus: None })
+}
+
+/// A process that does nothing but be in a group, since systemd forgets a scope without any; gone when dropped.
+#[derive(Debug)]
+pub(super) struct Keeper(OwnedFd);
+
+impl Keeper {
+    fn start(dir: &Path) -> sys::Result<Self> {
+        let group = cgroup::open(dir)?;
+        match process::clone3(Clone { cgroup: Some(group.as_fd()), ..Clone::default() })? {
+            Fork::Parent(_, pidfd) => Ok(Self(pidfd)),
+            Fork::Child => {
+                process::set_name(c"machinist-keep");
+                // Whoever cannot be tied to its parent, or still holds its files, must not stay.
+                if process::die_with_parent().is_ok() && process::close_all_except(&[]).is_ok() {
+                    nix::unistd::pause();
+                }
+                process::exit_now(0)
+            }
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        process::kill_and_reap(&self.0);
+    }
+}
