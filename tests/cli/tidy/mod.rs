@@ -2,8 +2,13 @@
 //!
 //! Reads the text of `src/`, not what the compiler makes of it, so a rule can name the line that breaks it.
 
+mod imports;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use imports::Tree;
 
 /// Each module and what it may import; the order is from the words and the force up to the faces.
 const LAYERS: [(&str, &[&str]); 15] = [
@@ -57,6 +62,41 @@ const KEPT: [(&[&str], &[&str]); 9] = [
     (&["zruntime::", "async fn", ".await"], &["daemon", "bus"]),
     (&["thread::spawn", "thread::scope", "thread::Builder"], &[]),
 ];
+
+/// Paths to what acts on the world or looks at it.
+const ACTS: [&str; 13] = [
+    "std::fs",
+    "std::env",
+    "std::process",
+    "std::net",
+    "std::thread",
+    "std::io",
+    "std::os",
+    "nix",
+    "rustix",
+    "crate::host::probe",
+    "crate::host::probe_for",
+    "crate::host::probe_beside",
+    "crate::host::systemd_runs",
+];
+
+/// Methods of paths that look at the disk.
+const LOOKS: [&str; 10] = [
+    ".exists()",
+    ".try_exists()",
+    ".is_file()",
+    ".is_dir()",
+    ".is_symlink()",
+    ".canonicalize()",
+    ".metadata()",
+    ".symlink_metadata()",
+    ".read_dir()",
+    ".read_link()",
+];
+
+/// Rooms that still have circles; entries only go.
+const CIRCLES: [&str; 11] =
+    ["bus", "cli", "config", "daemon", "enter", "host", "image", "ops", "plan", "supervisor", "tree"];
 
 const LONGEST: usize = 650;
 const LONGEST_MEDIAN: usize = 350;
@@ -114,7 +154,7 @@ fn lines() -> Vec<Line> {
     let mut lines = Vec::new();
     for file in files() {
         let mut inner = false;
-        let tests = file.components().any(|c| ["tests", "tests.rs"].iter().any(|t| c.as_os_str() == *t));
+        let tests = is_test(&file);
         for (index, text) in fs::read_to_string(&file).expect("text").lines().enumerate() {
             // By our habit the test module is the last thing in a file.
             inner |= text == "mod tests {";
@@ -132,23 +172,56 @@ fn lines() -> Vec<Line> {
     lines
 }
 
-/// The modules that a line names behind `crate::`, one by one or as a list in braces.
-fn imports(text: &str) -> Vec<String> {
-    let word = |text: &str| text.trim().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-    let mut found = Vec::new();
-    for (at, start) in text.match_indices("crate::") {
-        // `other_crate::` and `$crate::` are something else.
-        if text[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == '$') {
-            continue;
+/// The path of a file's module: `[plan, mounts]` for `src/plan/mounts.rs`.
+fn module_path(file: &Path) -> Vec<String> {
+    let below = file.strip_prefix("src").expect("below src").with_extension("");
+    let mut path: Vec<String> = below.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    path.pop_if(|last| last == "mod" || last == "lib");
+    path
+}
+
+fn is_test(file: &Path) -> bool {
+    file.components().any(|c| ["tests", "tests.rs"].iter().any(|t| c.as_os_str() == *t))
+}
+
+/// What is built into the library, without its tests.
+fn tree() -> Tree {
+    let files = files().into_iter().filter(|file| !is_test(file) && !file.ends_with("main.rs"));
+    files.map(|file| (module_path(&file), imports::read(file, false))).collect()
+}
+
+/// The files that lead to each other, with the uses that do it.
+fn circles(tree: &Tree) -> Vec<(BTreeSet<&Path>, Vec<String>)> {
+    let uses = imports::uses(tree);
+    let mut next: BTreeMap<&[String], BTreeSet<&[String]>> = BTreeMap::new();
+    for (from, to, _) in &uses {
+        next.entry(from).or_default().insert(to);
+    }
+    let reached = |from: &[String]| {
+        let mut seen: BTreeSet<&[String]> = BTreeSet::new();
+        let mut open: Vec<&[String]> = next.get(from).into_iter().flatten().copied().collect();
+        while let Some(one) = open.pop() {
+            if seen.insert(one) {
+                open.extend(next.get(one).into_iter().flatten());
+            }
         }
-        let rest = &text[at + start.len()..];
-        match rest.strip_prefix('{') {
-            Some(list) => found.extend(list.split('}').next().unwrap_or(list).split(',').map(word)),
-            None => found.push(word(rest)),
+        seen
+    };
+    let reach: BTreeMap<&[String], BTreeSet<&[String]>> = tree.keys().map(|key| (&key[..], reached(key))).collect();
+    let mut circles: BTreeMap<BTreeSet<&Path>, BTreeMap<String, BTreeSet<&str>>> = BTreeMap::new();
+    for (from, to, item) in &uses {
+        if reach[&to[..]].contains(&from[..]) {
+            let on_it = reach[&from[..]].iter().filter(|other| reach[**other].contains(&from[..]));
+            let files = on_it.map(|other| tree[*other].file.as_path()).collect();
+            let (from, to) = (&tree[*from].file, &tree[*to].file);
+            let items = circles.entry(files).or_default().entry(format!("{} uses of {}", from.display(), to.display()));
+            items.or_default().insert(item);
         }
     }
-    found.retain(|name: &String| !name.is_empty());
-    found
+    let told = |(from_to, items): (String, BTreeSet<&str>)| {
+        format!("  {from_to}: {}", items.into_iter().collect::<Vec<_>>().join(", "))
+    };
+    circles.into_iter().map(|(files, uses)| (files, uses.into_iter().map(told).collect())).collect()
 }
 
 fn may_import(module: &str, other: &str) -> bool {
@@ -176,13 +249,50 @@ fn every_module_has_its_layer() {
 
 #[test]
 fn modules_import_only_what_is_below_them() {
-    let broken: Vec<String> = lines()
-        .iter()
-        .filter(|line| line.module() != "main" && line.module() != "lib")
-        .filter(|line| imports(&line.text).iter().any(|other| !may_import(&line.module(), other)))
-        .map(Line::place)
-        .collect();
+    let mut broken = Vec::new();
+    for file in files().into_iter().filter(|file| !file.ends_with("main.rs") && !file.ends_with("lib.rs")) {
+        let module = imports::read(file, true);
+        let own = module_path(&module.file).remove(0);
+        for named in module.named.iter().filter(|named| named.path[0] == "crate") {
+            if named.path.get(1).is_none_or(|other| !may_import(&own, other)) {
+                broken.push(format!("{}:{}: {}", module.file.display(), named.line, named.path.join("::")));
+            }
+        }
+    }
     assert_none("imports that go up or sideways", &broken);
+}
+
+#[test]
+fn no_file_leads_back_to_itself() {
+    let tree = tree();
+    let mut broken = Vec::new();
+    for (files, uses) in circles(&tree) {
+        let text = format!("{} files:\n{}", files.len(), uses.join("\n"));
+        let room = files.iter().next().and_then(|file| file.iter().nth(1)).expect("a room").to_string_lossy();
+        match CIRCLES.contains(&&*room) {
+            true => println!("{text}"),
+            false => broken.push(text),
+        }
+    }
+    assert_none("circles of files", &broken);
+}
+
+#[test]
+fn what_decides_does_nothing() {
+    let mut broken = Vec::new();
+    for module in tree().into_values().filter(|m| m.file.starts_with("src/plan") || m.file.starts_with("src/spec")) {
+        for named in &module.named {
+            let path = named.path.join("::");
+            let does = ACTS.iter().any(|act| path == *act || path.starts_with(&format!("{act}::")));
+            if does || named.path.iter().any(|part| ["Instant", "SystemTime"].contains(&part.as_str())) {
+                broken.push(format!("{}:{}: {path}", module.file.display(), named.line));
+            }
+        }
+    }
+    let acting = lines().into_iter().filter(|line| !line.test && ["plan", "spec"].contains(&line.module().as_str()));
+    let acting = acting.filter(|line| LOOKS.iter().any(|method| line.text.contains(method)));
+    broken.extend(acting.map(|line| line.place()));
+    assert_none("`plan` and `spec` are pure: no files, environment, clock, processes or network", &broken);
 }
 
 #[test]
