@@ -5,8 +5,6 @@
 //! file. Masks and read-only views come right after what they cover, and are made by the host's user
 //! namespace, so that the payload's root can take none of them away.
 
-use std::borrow::Cow;
-
 use serde::Serialize;
 
 use super::{Namespaces, OverlayPlan, upper_plan};
@@ -24,17 +22,17 @@ pub enum MountOp {
         /// Which.
         fs: ApiFs,
         /// Where.
-        target: &'static str,
+        target: String,
     },
     /// `/sys`: a read-only tmpfs with only these directories of sysfs.
     Sysfs {
         /// Names kept.
-        keep: &'static [&'static str],
+        keep: Vec<String>,
     },
     /// A small tmpfs filled before it is attached.
     Tree {
         /// Where.
-        target: &'static str,
+        target: String,
         /// What it holds.
         entries: Vec<Entry>,
         /// No writes after it has been filled.
@@ -47,9 +45,9 @@ pub enum MountOp {
         devices: bool,
     },
     /// A tmpfs made last and from inside, so that the machine may unmount it.
-    Unlocked {
+    GuestTmpfs {
         /// Where.
-        target: &'static str,
+        target: String,
         /// Mode of its root directory.
         mode: u32,
     },
@@ -58,23 +56,23 @@ pub enum MountOp {
     /// Makes these unreadable: each is covered by an empty file or directory without permissions.
     Mask {
         /// Those that do not exist are skipped.
-        targets: &'static [&'static str],
+        targets: Vec<String>,
         /// Whether they are directories.
         directories: bool,
     },
     /// Makes these read-only.
     ReadOnly {
         /// Those that do not exist are skipped.
-        targets: &'static [&'static str],
+        targets: Vec<String>,
         /// A part of them that stays writable.
-        except: Option<&'static str>,
+        except: Option<String>,
     },
     /// Covers `target` with the file `source` of `/run/host`.
     Replace {
         /// Skipped if it does not exist.
-        target: &'static str,
+        target: String,
         /// Name in `/run/host`.
-        source: &'static str,
+        source: String,
     },
     /// `[[tmpfs]]`
     Tmpfs(Tmpfs),
@@ -107,7 +105,7 @@ pub enum ApiFs {
 #[serde(rename_all = "kebab-case")]
 pub struct Entry {
     /// Path below the tree's root.
-    pub name: Cow<'static, str>,
+    pub name: String,
     /// What it is.
     pub node: Node,
 }
@@ -119,7 +117,7 @@ pub enum Node {
     /// A directory with this mode.
     Directory(u32),
     /// A symlink to this.
-    Symlink(&'static str),
+    Symlink(String),
     /// A character device, mode 0666.
     Device(u32, u32),
     /// A device of the host and the directories it is in.
@@ -127,7 +125,7 @@ pub enum Node {
     /// A file with this text, mode 0444.
     Text(Text),
     /// A node nobody can use: mode 0.
-    Dead(Dead),
+    Inaccessible(Inaccessible),
     /// A FIFO, mode 0600.
     Fifo,
     /// The bound notification socket, writable by the machine's root.
@@ -150,7 +148,7 @@ pub enum Text {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "the names say it")]
-pub enum Dead {
+pub enum Inaccessible {
     Reg,
     Dir,
     Fifo,
@@ -192,17 +190,20 @@ pub(super) fn plan(spec: &MachineSpec, namespaces: Namespaces, layout: &Layout) 
         // Before the first that has to wait for what is made inside.
         dev(&spec.devices),
         tree("dev/shm", 0o1777, false, Vec::new()),
-        MountOp::Api { fs: ApiFs::Proc, target: "proc" },
-        MountOp::ReadOnly { targets: PROC_READ_ONLY, except: namespaces.network.then_some("proc/sys/net") },
-        MountOp::Mask { targets: PROC_MASK, directories: false },
-        MountOp::Replace { target: "proc/sys/kernel/random/boot_id", source: "boot-id" },
-        MountOp::Replace { target: "proc/kmsg", source: "kmsg" },
-        MountOp::Sysfs { keep: SYS_KEEP },
-        MountOp::Mask { targets: SYS_MASK, directories: true },
-        MountOp::Api { fs: ApiFs::Cgroup2, target: "sys/fs/cgroup" },
-        MountOp::Api { fs: ApiFs::Devpts, target: "dev/pts" },
+        api(ApiFs::Proc, "proc"),
+        MountOp::ReadOnly {
+            targets: owned(PROC_READ_ONLY),
+            except: namespaces.network.then(|| "proc/sys/net".to_owned()),
+        },
+        MountOp::Mask { targets: owned(PROC_MASK), directories: false },
+        replace("proc/sys/kernel/random/boot_id", "boot-id"),
+        replace("proc/kmsg", "kmsg"),
+        MountOp::Sysfs { keep: owned(SYS_KEEP) },
+        MountOp::Mask { targets: owned(SYS_MASK), directories: true },
+        api(ApiFs::Cgroup2, "sys/fs/cgroup"),
+        api(ApiFs::Devpts, "dev/pts"),
         MountOp::Console,
-        MountOp::Api { fs: ApiFs::Mqueue, target: "dev/mqueue" },
+        api(ApiFs::Mqueue, "dev/mqueue"),
     ]);
     ops.extend(tmp(spec));
     if spec.network == NetworkMode::Host {
@@ -222,7 +223,7 @@ fn tmp(spec: &MachineSpec) -> Option<MountOp> {
     if always().chain(spec.binds.iter().map(|b| &b.target)).any(|target| target.is_at_or_below("/tmp")) {
         return Some(tree("tmp", 0o1777, true, Vec::new()));
     }
-    Some(MountOp::Unlocked { target: "tmp", mode: 0o1777 })
+    Some(MountOp::GuestTmpfs { target: "tmp".to_owned(), mode: 0o1777 })
 }
 
 /// What the file asks for: parents before children, else in the file's order; tmpfs and overlays before the
@@ -247,18 +248,34 @@ fn requested(spec: &MachineSpec, layout: &Layout) -> Vec<MountOp> {
     list.into_iter().map(|(_, _, op)| op).collect()
 }
 
-fn entry(name: &'static str, node: Node) -> Entry {
-    Entry { name: Cow::Borrowed(name), node }
+fn owned(list: &[&str]) -> Vec<String> {
+    list.iter().map(|item| (*item).to_owned()).collect()
 }
 
-fn tree(target: &'static str, mode: u32, exec: bool, entries: Vec<Entry>) -> MountOp {
-    MountOp::Tree { target, entries, read_only: false, mode, exec, devices: false }
+fn api(fs: ApiFs, target: &str) -> MountOp {
+    MountOp::Api { fs, target: target.to_owned() }
+}
+
+fn replace(target: &str, source: &str) -> MountOp {
+    MountOp::Replace { target: target.to_owned(), source: source.to_owned() }
+}
+
+fn entry(name: &str, node: Node) -> Entry {
+    Entry { name: name.to_owned(), node }
+}
+
+fn symlink(name: &str, to: &str) -> Entry {
+    entry(name, Node::Symlink(to.to_owned()))
+}
+
+fn tree(target: &str, mode: u32, exec: bool, entries: Vec<Entry>) -> MountOp {
+    MountOp::Tree { target: target.to_owned(), entries, read_only: false, mode, exec, devices: false }
 }
 
 /// `/run`, writable, and `/run/host`, which is not: what a guest may know of its host.
 fn run_host() -> MountOp {
     MountOp::Tree {
-        target: "run/host",
+        target: "run/host".to_owned(),
         mode: 0o755,
         exec: false,
         devices: false,
@@ -272,12 +289,12 @@ fn run_host() -> MountOp {
             entry("notify", Node::NotifySocket),
             entry("incoming", Node::Directory(0o700)),
             entry("inaccessible", Node::Directory(0o755)),
-            entry("inaccessible/reg", Node::Dead(Dead::Reg)),
-            entry("inaccessible/dir", Node::Dead(Dead::Dir)),
-            entry("inaccessible/fifo", Node::Dead(Dead::Fifo)),
-            entry("inaccessible/sock", Node::Dead(Dead::Sock)),
-            entry("inaccessible/chr", Node::Dead(Dead::Chr)),
-            entry("inaccessible/blk", Node::Dead(Dead::Blk)),
+            entry("inaccessible/reg", Node::Inaccessible(Inaccessible::Reg)),
+            entry("inaccessible/dir", Node::Inaccessible(Inaccessible::Dir)),
+            entry("inaccessible/fifo", Node::Inaccessible(Inaccessible::Fifo)),
+            entry("inaccessible/sock", Node::Inaccessible(Inaccessible::Sock)),
+            entry("inaccessible/chr", Node::Inaccessible(Inaccessible::Chr)),
+            entry("inaccessible/blk", Node::Inaccessible(Inaccessible::Blk)),
         ],
     }
 }
@@ -292,21 +309,21 @@ fn dev(devices: &[Device]) -> MountOp {
         entry("urandom", Node::Device(1, 9)),
         entry("tty", Node::Device(5, 0)),
         entry("console", Node::Text(Text::Empty)),
-        entry("ptmx", Node::Symlink("pts/ptmx")),
-        entry("fd", Node::Symlink("/proc/self/fd")),
-        entry("stdin", Node::Symlink("/proc/self/fd/0")),
-        entry("stdout", Node::Symlink("/proc/self/fd/1")),
-        entry("stderr", Node::Symlink("/proc/self/fd/2")),
-        entry("core", Node::Symlink("/proc/kcore")),
+        symlink("ptmx", "pts/ptmx"),
+        symlink("fd", "/proc/self/fd"),
+        symlink("stdin", "/proc/self/fd/0"),
+        symlink("stdout", "/proc/self/fd/1"),
+        symlink("stderr", "/proc/self/fd/2"),
+        symlink("core", "/proc/kcore"),
         entry("pts", Node::Directory(0o755)),
         entry("shm", Node::Directory(0o755)),
         entry("mqueue", Node::Directory(0o755)),
     ];
     entries.extend(devices.iter().map(|device| {
-        let name = device.target.relative().trim_start_matches("dev/").to_owned();
-        Entry { name: Cow::Owned(name), node: Node::Host(device.clone()) }
+        let name = device.target.relative().trim_start_matches("dev/");
+        entry(name, Node::Host(device.clone()))
     }));
-    MountOp::Tree { target: "dev", entries, read_only: false, mode: 0o755, exec: false, devices: true }
+    MountOp::Tree { target: "dev".to_owned(), entries, read_only: false, mode: 0o755, exec: false, devices: true }
 }
 
 /// The devices of the host among the mounts, in the order of the file.
@@ -329,13 +346,17 @@ impl MountOp {
             Self::Sysfs { keep } => format!("{:<10} /sys, read-only, only {}", "sysfs", keep.join(" ")),
             Self::Tree { target, entries, read_only, mode, .. } => {
                 let ro = if *read_only { ", read-only" } else { "" };
-                format!("{:<10} /{target}, mode {mode:o}{ro}, {} entries", "tmpfs", entries.len())
+                let entries = match entries.len() {
+                    1 => "1 entry".to_owned(),
+                    count => format!("{count} entries"),
+                };
+                format!("{:<10} /{target}, mode {mode:o}{ro}, {entries}", "tmpfs")
             }
-            Self::Unlocked { target, mode } => format!("{:<10} /{target}, mode {mode:o}, from inside", "tmpfs"),
+            Self::GuestTmpfs { target, mode } => format!("{:<10} /{target}, mode {mode:o}, from inside", "tmpfs"),
             Self::Console => format!("{:<10} /dev/console", "console"),
             Self::Mask { targets, .. } => format!("{:<10} {}", "mask", slashed(targets)),
             Self::ReadOnly { targets, except } => {
-                let except = except.map_or(String::new(), |e| format!(", except /{e}"));
+                let except = except.as_ref().map_or(String::new(), |e| format!(", except /{e}"));
                 format!("{:<10} {}{except}", "read-only", slashed(targets))
             }
             Self::Replace { target, source } => format!("{:<10} /{target} by /run/host/{source}", "replace"),
@@ -363,7 +384,7 @@ impl OverlayPlan {
     }
 }
 
-fn slashed(targets: &[&str]) -> String {
+fn slashed(targets: &[String]) -> String {
     targets.iter().map(|t| format!("/{t}")).collect::<Vec<_>>().join(" ")
 }
 

@@ -252,7 +252,7 @@ fn is_overlay(fd: &OwnedFd) -> bool {
 
 /// How trees are put together on this kernel.
 #[derive(Debug, Clone, Copy)]
-pub struct Means<'a> {
+pub struct OverlayMethod<'a> {
     /// Overlay takes its layers as open files (Linux 6.13); else by path, attached at `scratch` first.
     pub layer_fds: bool,
     /// A directory of the host on which our own mount namespace may have anything mounted.
@@ -262,7 +262,12 @@ pub struct Means<'a> {
 /// Builds the root as a detached mount.
 ///
 /// Runs in the outer child: a mount namespace of its own with the rights of the host.
-pub fn build(plan: &RootPlan, made: &MountedTree<'_>, ids: Ids<'_>, means: Means<'_>) -> Result<OwnedFd, StepError> {
+pub fn build(
+    plan: &RootPlan,
+    made: &MountedTree<'_>,
+    ids: Ids<'_>,
+    means: OverlayMethod<'_>,
+) -> Result<OwnedFd, StepError> {
     let tree = match made {
         MountedTree::Directory(directory) => {
             map(&directory.tree, true, ids, directory.path)?;
@@ -301,7 +306,7 @@ pub fn overlay(
     upper: Option<&MountedDirectory<'_>>,
     memory: bool,
     ids: Ids<'_>,
-    means: Means<'_>,
+    means: OverlayMethod<'_>,
 ) -> Result<OwnedFd, StepError> {
     for layer in lower.iter().chain(upper) {
         map(&layer.tree, false, ids, layer.path)?;

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::devices::HostDevice;
-use super::{Ids, Means, MountedTree, overlay};
-use crate::plan::mounts::{ApiFs, Dead, Entry, MountOp, Node, Text};
+use super::{Ids, MountedTree, OverlayMethod, overlay};
+use crate::plan::mounts::{ApiFs, Entry, Inaccessible, MountOp, Node, Text};
 use crate::spec::{Bind, BindIdmap, Device, IdMapEntry, IdsOf, Propagation, Tmpfs};
 use crate::sys::bpf::Kind;
 use crate::sys::mount::{self, Attributes};
@@ -61,7 +61,7 @@ pub struct Mounter<'a> {
     /// Whether a tmpfs can be idmapped (Linux 6.3), which saves a chown for each node.
     pub tmpfs_idmap: bool,
     /// How overlays are put together.
-    pub means: Means<'a>,
+    pub means: OverlayMethod<'a>,
     /// The not yet bound notification socket.
     pub notify: BorrowedFd<'a>,
     /// Texts for files.
@@ -75,9 +75,9 @@ pub struct Mounter<'a> {
 }
 
 /// Mounts made so far, by target below the root: how later steps reach them without a path.
-struct Done(Vec<(&'static str, OwnedFd)>);
+struct Done<'p>(Vec<(&'p str, OwnedFd)>);
 
-impl Done {
+impl Done<'_> {
     /// The deepest mount that holds `target`, and the rest of the path.
     fn holding<'t>(&self, target: &'t str) -> Option<(BorrowedFd<'_>, &'t str)> {
         let fits = |point: &str| target.strip_prefix(point).and_then(|rest| rest.strip_prefix('/'));
@@ -105,10 +105,10 @@ impl Mounter<'_> {
                     let attributes = Attributes { nosuid: true, nodev: !devices, noexec: !exec, read_only: false };
                     self.tree(target, *mode, attributes, entries, *read_only, &mut done)?;
                 }
-                MountOp::Unlocked { target, .. } => self.interface_directory(target).map(drop)?,
+                MountOp::GuestTmpfs { target, .. } => self.interface_directory(target).map(drop)?,
                 MountOp::Console => self.console(api()?, &done)?,
                 MountOp::Mask { targets, directories } => mask(targets, *directories, &done)?,
-                MountOp::ReadOnly { targets, except } => read_only(targets, *except, &done)?,
+                MountOp::ReadOnly { targets, except } => read_only(targets, except.as_deref(), &done)?,
                 MountOp::Replace { target, source } => replace(target, source, &done)?,
                 MountOp::Tmpfs(tmpfs) => self.tmpfs(tmpfs)?,
                 MountOp::Bind(bind) => self.bind(bind)?,
@@ -126,7 +126,7 @@ impl Mounter<'_> {
     }
 
     /// Attaches `tree` at a directory of the interface, which may be no symlink of the tree.
-    fn attach_interface(&self, tree: &OwnedFd, target: &str, done: &Done) -> Result<(), StepError> {
+    fn attach_interface(&self, tree: &OwnedFd, target: &str, done: &Done<'_>) -> Result<(), StepError> {
         if let Some((dir, rest)) = done.holding(target) {
             return mount::attach_at(tree, dir, rest).doing(|| format!("cannot mount '/{target}'"));
         }
@@ -157,7 +157,7 @@ impl Mounter<'_> {
         }
     }
 
-    fn api(&self, fs: ApiFs, target: &'static str, api: &ApiMounts, done: &mut Done) -> Result<(), StepError> {
+    fn api<'p>(&self, fs: ApiFs, target: &'p str, api: &ApiMounts, done: &mut Done<'p>) -> Result<(), StepError> {
         let tree = match fs {
             ApiFs::Proc => &api.proc,
             ApiFs::Devpts => &api.devpts,
@@ -173,7 +173,7 @@ impl Mounter<'_> {
     }
 
     /// Builds `/sys` from the parts of sysfs that a machine may see, on a read-only tmpfs.
-    fn sysfs(&self, keep: &[&'static str], api: &ApiMounts, done: &mut Done) -> Result<(), StepError> {
+    fn sysfs(&self, keep: &[String], api: &ApiMounts, done: &mut Done<'_>) -> Result<(), StepError> {
         let doing = || "cannot build '/sys'".to_owned();
         let read_only = Attributes { read_only: true, ..Attributes::DATA };
         let made;
@@ -185,7 +185,7 @@ impl Mounter<'_> {
             }
         };
         let skeleton = mount::create("tmpfs", &[mount::Option::Text("mode", "0755")], Attributes::DATA).doing(doing)?;
-        for name in keep.iter().chain(&["fs"]) {
+        for name in keep.iter().map(String::as_str).chain(["fs"]) {
             make_node(skeleton.as_fd(), name, FileType::Directory, 0o755, (0, 0), 0).doing(doing)?;
         }
         self.attach_interface(&skeleton, "sys", done)?;
@@ -198,7 +198,7 @@ impl Mounter<'_> {
                 Err(e) => return Err(e).doing(doing),
             };
             mount::attach_at(&part, &skeleton, name).doing(doing)?;
-            match *name {
+            match name.as_str() {
                 "devices" => done.0.push(("sys/devices", part)),
                 "kernel" => done.0.push(("sys/kernel", part)),
                 _ => leave_open(part),
@@ -225,14 +225,14 @@ impl Mounter<'_> {
         }
     }
 
-    fn tree(
+    fn tree<'p>(
         &self,
-        target: &'static str,
+        target: &'p str,
         mode: u32,
         attributes: Attributes,
         entries: &[Entry],
         read_only: bool,
-        done: &mut Done,
+        done: &mut Done<'p>,
     ) -> Result<(), StepError> {
         let doing = || format!("cannot make '/{target}'");
         let mode = format!("{mode:o}");
@@ -269,18 +269,18 @@ impl Mounter<'_> {
                 None => Ok(()),
             },
             Node::Fifo => make_node(dir, name, FileType::Fifo, 0o600, (0, 0), owner),
-            Node::Dead(kind) => {
+            Node::Inaccessible(kind) => {
                 let (kind, mode) = match kind {
-                    Dead::Reg => (FileType::RegularFile, 0),
-                    Dead::Dir => (FileType::Directory, 0),
-                    Dead::Fifo => (FileType::Fifo, 0),
-                    Dead::Sock => (FileType::Socket, 0),
-                    Dead::Chr => (FileType::CharacterDevice, 0),
-                    Dead::Blk => (FileType::BlockDevice, 0),
+                    Inaccessible::Reg => (FileType::RegularFile, 0),
+                    Inaccessible::Dir => (FileType::Directory, 0),
+                    Inaccessible::Fifo => (FileType::Fifo, 0),
+                    Inaccessible::Sock => (FileType::Socket, 0),
+                    Inaccessible::Chr => (FileType::CharacterDevice, 0),
+                    Inaccessible::Blk => (FileType::BlockDevice, 0),
                 };
                 make_node(dir, name, kind, mode, (0, 0), owner)
             }
-            Node::Symlink(to) => rustix::fs::symlinkat(*to, dir, name).call(|| format!("symlinkat('{name}')")),
+            Node::Symlink(to) => rustix::fs::symlinkat(to.as_str(), dir, name).call(|| format!("symlinkat('{name}')")),
             Node::NotifySocket => {
                 socket::bind_in(self.notify, dir, name)?;
                 if owner == 0 { Ok(()) } else { chown_at(dir, name, owner, owner) }
@@ -298,7 +298,7 @@ impl Mounter<'_> {
         }
     }
 
-    fn console(&self, api: &ApiMounts, done: &Done) -> Result<(), StepError> {
+    fn console(&self, api: &ApiMounts, done: &Done<'_>) -> Result<(), StepError> {
         let doing = || "cannot mount the console on '/dev/console'".to_owned();
         // Copied by descriptor of a terminal we made: nothing in the tree can stand in for it.
         let tty = mount::copy_tree(&api.console, Path::new(""), false).doing(doing)?;
@@ -450,7 +450,7 @@ fn write_text(dir: BorrowedFd<'_>, name: &str, content: &str, owner: u32) -> sys
 }
 
 /// Covers files that exist with our own unreadable ones.
-fn mask(targets: &[&str], directories: bool, done: &Done) -> Result<(), StepError> {
+fn mask(targets: &[String], directories: bool, done: &Done<'_>) -> Result<(), StepError> {
     let (host, _) =
         done.holding("run/host/inaccessible").ok_or_else(|| StepError::refused("the plan masks before /run/host"))?;
     let source = if directories { "inaccessible/dir" } else { "inaccessible/reg" };
@@ -471,7 +471,7 @@ fn mask(targets: &[&str], directories: bool, done: &Done) -> Result<(), StepErro
     Ok(())
 }
 
-fn read_only(targets: &[&str], except: Option<&str>, done: &Done) -> Result<(), StepError> {
+fn read_only(targets: &[String], except: Option<&str>, done: &Done<'_>) -> Result<(), StepError> {
     let copy = |target: &str| -> sys::Result<Option<(OwnedFd, BorrowedFd<'_>, String)>> {
         let Some((dir, name)) = done.holding(target) else { return Ok(None) };
         match mount::copy_tree(dir, Path::new(name), false) {
@@ -496,7 +496,7 @@ fn read_only(targets: &[&str], except: Option<&str>, done: &Done) -> Result<(), 
     Ok(())
 }
 
-fn replace(target: &str, source: &str, done: &Done) -> Result<(), StepError> {
+fn replace(target: &str, source: &str, done: &Done<'_>) -> Result<(), StepError> {
     let doing = || format!("cannot replace '/{target}'");
     let ((dir, name), (host, _)) = match (done.holding(target), done.holding("run/host/x")) {
         (Some(target), Some(host)) => (target, host),

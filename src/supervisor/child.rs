@@ -18,7 +18,7 @@ use crate::plan::Plan;
 use crate::plan::mounts::MountOp;
 use crate::rootfs::devices::HostDevice;
 use crate::rootfs::mounts::{ApiMounts, Mounter, Texts, attach_root, enter_root};
-use crate::rootfs::{Ids, Means, MountedTree, build, init};
+use crate::rootfs::{Ids, MountedTree, OverlayMethod, build, init};
 use crate::spec::{IdMapEntry, IdRange, IdsOf, InitKind, Payload};
 use crate::sys::mount::{self, Attributes, Propagation};
 use crate::sys::path::RootFd;
@@ -110,7 +110,7 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
         userns: userns.as_ref().filter(|_| shifted).map(AsFd::as_fd),
         map_tree: setup.map_tree,
     };
-    let means = Means { layer_fds: setup.layer_fds, scratch: setup.run_dir };
+    let means = OverlayMethod { layer_fds: setup.layer_fds, scratch: setup.run_dir };
     let root = attach_root(build(&plan.root, setup.tree, ids, means)?)?;
     setup.step("outer:root");
     init::check_etc(&root)?;
@@ -329,7 +329,7 @@ fn become_leader(
     let root = root.doing(|| "cannot enter the root".into())?;
     mount::set_propagation(&root, true, Propagation::Shared)
         .doing(|| "cannot share mounts inside the machine".into())?;
-    mount_unlocked(plan)?;
+    mount_guest_tmpfs(plan)?;
     setup.step("inner:entered");
     nix::unistd::sethostname(&plan.exec.hostname)
         .call(|| "sethostname".into())
@@ -355,9 +355,9 @@ fn become_leader(
 }
 
 /// Mounts what the machine may unmount again: systemd unmounts `/tmp` when it stops.
-fn mount_unlocked(plan: &Plan) -> Result<(), StepError> {
+fn mount_guest_tmpfs(plan: &Plan) -> Result<(), StepError> {
     for op in &plan.mounts {
-        if let MountOp::Unlocked { target, mode } = op {
+        if let MountOp::GuestTmpfs { target, mode } = op {
             let doing = || format!("cannot mount '/{target}'");
             let mode = format!("{mode:o}");
             let attributes = Attributes { nosuid: true, nodev: true, ..Attributes::default() };
