@@ -21,7 +21,8 @@
 //! |---|---|
 //! | [`spec`] | the validated words, what one machine is asked to be, and every place and name on the host |
 //! | [`sys`] | system calls; the only `unsafe`; knows nothing of machines |
-//! | [`sys::process`] | clone3, pidfds, identities, capabilities, filters, and what happens just before exec |
+//! | [`sys::worker`] | the one way to make a child process: it runs one closure and leaves, even by a panic |
+//! | [`sys::process`] | pidfds, identities, capabilities, filters, and what happens just before exec |
 //! | [`sys::mount`] | trees that are built detached and live by descriptor |
 //! | [`sys::path`] | [`RootFd`](sys::path::RootFd), the only way to a path inside a machine's tree |
 //! | [`sys::socket`], [`sys::lock`], [`sys::bpf`] | messages with descriptors; locks that end with us; the device filter |

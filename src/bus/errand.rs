@@ -1,14 +1,13 @@
 //! [`Errand`]: a child of ours that speaks to the bus and comes back with one answer.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{BusError, Errno, local};
-use crate::sys::process::{self, Clone, Fork};
+use crate::sys::worker::{Child, Worker};
 use crate::sys::{self, Error, socket};
 
 /// Largest message between us and the child.
@@ -18,7 +17,7 @@ const MESSAGE: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Errand {
     channel: OwnedFd,
-    child: OwnedFd,
+    child: Child,
 }
 
 /// The child's end: where it hears from its parent and answers.
@@ -28,24 +27,18 @@ pub(super) struct Parent(OwnedFd);
 impl Errand {
     /// Starts a child that holds `stream` and nothing else of ours, and leaves it alone with `work`.
     ///
-    /// The caller must have one thread (see [`process::clone3`]).
+    /// The caller must have one thread (see [`Worker::spawn`]).
     pub(super) fn start(stream: OwnedFd, work: impl FnOnce(OwnedFd, &Parent)) -> Result<Self, BusError> {
         let (ours, theirs) = socket::pair().map_err(|e| local(&e))?;
-        match process::clone3(Clone::default()).map_err(|e| local(&e))? {
-            Fork::Parent(_, child) => Ok(Self { channel: ours, child }),
-            Fork::Child => {
-                // A panic must not unwind into the caller's frames, whose guards are its own.
-                let _ = catch_unwind(AssertUnwindSafe(|| {
-                    process::set_name(c"machinist-bus");
-                    // Without the tie it ends with the channel.
-                    let _ = process::die_with_parent();
-                    if process::close_all_except(&[stream.as_fd(), theirs.as_fd()]).is_ok() {
-                        work(stream, &Parent(theirs));
-                    }
-                }));
-                process::exit_now(0)
-            }
-        }
+        let parent = Parent(theirs);
+        let lost = |why: &str| parent.tell::<()>(&Err(lost(&format!("panicked: {why}"))));
+        let kept = [stream.as_fd(), parent.0.as_fd()];
+        let worker = Worker::new(c"machinist-bus").tied().kill_on_drop().keep(&kept).on_panic(&lost);
+        let child = worker.spawn(|| {
+            work(stream, &parent);
+            0
+        });
+        Ok(Self { channel: ours, child: child.map_err(|e| local(&e))? })
     }
 
     /// Tells the child something. One that has ended does not hear it; its answer says why.
@@ -62,22 +55,15 @@ impl Errand {
                 return Err(BusError::TimedOut(limit));
             }
         }
-        let lost = || BusError::Failed { call: "speaking to the bus".into(), why: "the child for it died".into() };
         let answer: Option<Result<T, BusError>> = receive(&self.channel).map_err(|e| local(&e))?;
-        answer.ok_or_else(lost)?
+        answer.unwrap_or_else(|| Err(lost("died")))
     }
 }
 
 impl Errand {
     /// Waits for the child to end by itself.
-    pub(super) fn wait(&self) -> sys::Result<()> {
-        process::wait_pidfd(&self.child, true).map(drop)
-    }
-}
-
-impl Drop for Errand {
-    fn drop(&mut self) {
-        process::kill_and_reap(&self.child);
+    pub(super) fn wait(&mut self) -> sys::Result<()> {
+        self.child.wait().map(drop)
     }
 }
 
@@ -92,6 +78,11 @@ impl Parent {
         // A parent that is gone does not need it.
         let _ = serde_json::to_vec(answer).map(|data| socket::send(&self.0, &data, &[]));
     }
+}
+
+/// Something has happened to the child.
+fn lost(how: &str) -> BusError {
+    BusError::Failed { call: "speaking to the bus".into(), why: format!("the child for it {how}") }
 }
 
 fn receive<T: DeserializeOwned>(channel: &OwnedFd) -> sys::Result<Option<T>> {

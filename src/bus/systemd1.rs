@@ -77,7 +77,7 @@ impl Scope {
 
     /// Lets our process end and waits until it has: groups that processes are in hand on no controllers. Whoever calls
     /// has put another into a group below the scope's.
-    pub fn go(self) -> sys::Result<()> {
+    pub fn go(mut self) -> sys::Result<()> {
         self.errand.tell(&());
         self.errand.wait()
     }

@@ -3,6 +3,7 @@
 //! A start forks, takes locks that its supervisor keeps, and waits: several at once are several processes. What fails is
 //! told to us, so that those whose turn does not come can say why.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -11,7 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::output::Failure;
 use crate::plan::dependencies::{Schedule, Skipped};
 use crate::spec::MachineName;
-use crate::sys::process::{self, Clone as CloneHow, Fork};
+use crate::sys::process::Ended;
+use crate::sys::worker::{Child, Worker};
 use crate::sys::{self, Errno, socket};
 
 /// Where a child tells its failure. Whoever it leaves behind (a supervisor) must not keep it: it is `None` then.
@@ -33,31 +35,31 @@ pub(super) trait Work {
 }
 
 /// A child that works on a machine.
-struct Child {
+struct Job {
     channel: OwnedFd,
-    pidfd: OwnedFd,
+    child: Child,
 }
 
 /// Goes through the schedule, working on at most `limit` machines at once.
 pub(super) fn conduct(mut schedule: Schedule, limit: usize, work: &mut dyn Work) -> sys::Result<()> {
-    let mut children: BTreeMap<MachineName, Child> = BTreeMap::new();
+    let mut jobs: BTreeMap<MachineName, Job> = BTreeMap::new();
     loop {
-        while children.len() < limit.max(1) {
+        while jobs.len() < limit.max(1) {
             let Some(name) = schedule.begin() else { break };
             // One that is left alone needs no process, and nobody to tell.
-            if children.is_empty() && schedule.is_over() {
+            if jobs.is_empty() && schedule.is_over() {
                 let result = work.work(&name, &mut None);
                 hear(&mut schedule, work, &name, result);
                 continue;
             }
-            children.insert(name.clone(), begin(&name, work)?);
+            jobs.insert(name.clone(), begin(&name, work)?);
         }
-        if children.is_empty() {
+        if jobs.is_empty() {
             return Ok(());
         }
-        for name in ended(&children)? {
-            let Some(child) = children.remove(&name) else { continue };
-            let result = answer(&child)?;
+        for name in ended(&jobs)? {
+            let Some(mut job) = jobs.remove(&name) else { continue };
+            let result = answer(&mut job)?;
             hear(&mut schedule, work, &name, result);
         }
     }
@@ -71,49 +73,47 @@ fn hear(schedule: &mut Schedule, work: &mut dyn Work, name: &MachineName, result
     schedule.ended(name, well).into_iter().for_each(|skipped| work.skipped(skipped));
 }
 
-fn begin(name: &MachineName, work: &dyn Work) -> sys::Result<Child> {
+fn begin(name: &MachineName, work: &dyn Work) -> sys::Result<Job> {
     let (ours, theirs) = socket::pair()?;
-    match process::clone3(CloneHow::default())? {
-        Fork::Parent(_, pidfd) => Ok(Child { channel: ours, pidfd }),
-        Fork::Child => {
-            // Those of the others are theirs to close.
-            let alone = process::close_all_except(&[theirs.as_fd()]);
-            std::mem::forget(ours);
-            let mut channel = Some(theirs);
-            let call = |e| Failure::call(format!("cannot begin with machine '{name}'"), &e);
-            let result = alone.map_err(call).and_then(|()| work.work(name, &mut channel));
-            if let (Err(failure), Some(channel)) = (result, &channel) {
-                // Nobody is left to tell if this fails.
-                let _ = socket::send(channel, &failure.to_wire(), &[]);
-            }
-            process::exit_now(0)
+    let worker = Worker::unnamed(c"job").keep(&[theirs.as_fd()]);
+    let channel = RefCell::new(Some(theirs));
+    let tell = |failure: &Failure| {
+        // Nobody is left to tell if this fails.
+        let _ = channel.borrow().as_ref().map(|channel| socket::send(channel, &failure.to_wire(), &[]));
+    };
+    let lost = |why: &str| tell(&Failure::new(format!("the process for it panicked: {why}")));
+    let child = worker.on_panic(&lost).spawn(|| {
+        let result = work.work(name, &mut channel.borrow_mut());
+        if let Err(failure) = result {
+            tell(&failure);
         }
-    }
+        0
+    })?;
+    Ok(Job { channel: ours, child })
 }
 
 /// Waits until children have ended.
-fn ended(children: &BTreeMap<MachineName, Child>) -> sys::Result<Vec<MachineName>> {
-    let mut fds: Vec<PollFd<'_>> =
-        children.values().map(|child| PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN)).collect();
+fn ended(jobs: &BTreeMap<MachineName, Job>) -> sys::Result<Vec<MachineName>> {
+    let mut fds: Vec<PollFd<'_>> = jobs.values().map(|job| PollFd::new(job.child.as_fd(), PollFlags::POLLIN)).collect();
     match poll(&mut fds, PollTimeout::NONE) {
         Ok(_) => {}
         Err(Errno::EINTR) => return Ok(Vec::new()),
         Err(errno) => return Err(sys::Error { call: "poll".into(), errno }),
     }
-    let over = children.keys().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(false));
+    let over = jobs.keys().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(false));
     Ok(over.map(|(name, _)| name.clone()).collect())
 }
 
 /// What a child that has ended had to say.
-fn answer(child: &Child) -> sys::Result<Result<(), Failure>> {
-    let ended = process::wait_pidfd(&child.pidfd, true)?;
+fn answer(job: &mut Job) -> sys::Result<Result<(), Failure>> {
+    let ended = job.child.wait()?;
     let mut buffer = vec![0; MESSAGE];
-    let len = match socket::receive(&child.channel, &mut buffer) {
+    let len = match socket::receive(&job.channel, &mut buffer) {
         Err(e) if e.errno == Errno::ECONNRESET => 0,
         other => other?.len,
     };
     Ok(match (buffer.get(..len), ended) {
-        (Some([]) | None, Some(process::Ended::Exited(0))) => Ok(()),
+        (Some([]) | None, Ended::Exited(0)) => Ok(()),
         (Some([]) | None, _) => Err(Failure::new("the process for it was killed")),
         (Some(failure), _) => Err(Failure::from_wire(failure)),
     })

@@ -16,8 +16,8 @@ use crate::running::{autostart, state, wait_ready};
 use crate::spec::{Layout, MachineName, Ready, UserMode};
 use crate::supervisor::{self, Exit, MachineError, Prepared};
 use crate::sys::exe_seal;
-use crate::sys::process::{self, Clone as CloneHow, Fork};
-use crate::sys::socket;
+use crate::sys::worker::Worker;
+use crate::sys::{process, socket};
 
 /// The graph of the definitions; those with faults are in it, alone.
 pub(super) fn graph(family: &Family) -> Graph {
@@ -296,7 +296,7 @@ fn start_one(layout: &Layout, source: &str, no_wait: bool, quiet: bool, channel:
 /// Hands the machine to a supervisor of its own, born in its own control group, and gives a socket on which it
 /// reports.
 fn go_to_background(
-    mut prepared: Prepared,
+    prepared: Prepared,
     doing: &str,
     channel: &mut Channel,
 ) -> Result<OwnedFd, Box<(crate::sys::Error, Prepared)>> {
@@ -305,15 +305,17 @@ fn go_to_background(
         Ok(made) => made,
         Err(e) => return Err(Box::new((e, prepared))),
     };
-    match process::clone3(CloneHow { cgroup: Some(group.as_fd()), ..CloneHow::default() }) {
-        Ok(Fork::Child) => {
-            drop(ours);
-            *channel = None;
-            let wire = theirs.try_clone();
-            prepared.report_to(theirs);
-            background(prepared, doing, wire.ok())
-        }
-        Ok(Fork::Parent(..)) => {
+    let lost = |why: &str| tell(&theirs, &Failure::new(doing).cause(format!("its supervisor panicked: {why}")));
+    let worker = Worker::unnamed(c"supervisor").cgroup(Some(group.as_fd())).on_panic(&lost);
+    let ((prepared, ours), born) = worker.spawn_with((prepared, ours), |(mut prepared, ours)| {
+        drop(ours);
+        *channel = None;
+        let _ = theirs.try_clone().map(|reports| prepared.report_to(reports));
+        tell(&theirs, &background(prepared, doing));
+        0
+    });
+    match born {
+        Ok(_) => {
             // Everything it holds, locks included, belongs to the supervisor now.
             std::mem::forget(prepared);
             Ok(ours)
@@ -322,24 +324,23 @@ fn go_to_background(
     }
 }
 
-/// Becomes the background supervisor: own session, no terminal, and a word to whoever waits.
-fn background(prepared: Prepared, doing: &str, wire: Option<OwnedFd>) -> ! {
+/// Tells `start` why its machine is over. Read only while it waits; later it goes nowhere.
+fn tell(start: &OwnedFd, failure: &Failure) {
+    let _ = socket::send(start, &failure.to_wire(), &[]);
+}
+
+/// Is the background supervisor: own session, no terminal. What it gives matters while `start` waits.
+fn background(prepared: Prepared, doing: &str) -> Failure {
     let name = prepared.name().clone();
-    let failure = if nix::unistd::setsid().is_ok() && to_dev_null() {
-        match prepared.run() {
-            Ok(exit) => not_ready(&name, doing, &exit),
-            Err(e) => Failure::machine(doing, &e),
-        }
-    } else {
+    if nix::unistd::setsid().is_err() || !to_dev_null() {
         // What stays is removed by the next start.
         let _ = prepared.abandon();
-        Failure::new(doing).hint("cannot leave the terminal")
-    };
-    if let Some(wire) = wire {
-        // Read only while `start` waits; later it goes nowhere.
-        let _ = socket::send(&wire, &failure.to_wire(), &[]);
+        return Failure::new(doing).hint("cannot leave the terminal");
     }
-    process::exit_now(0)
+    match prepared.run() {
+        Ok(exit) => not_ready(&name, doing, &exit),
+        Err(e) => Failure::machine(doing, &e),
+    }
 }
 
 /// What `start` says of a machine that has ended too early.

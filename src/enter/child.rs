@@ -6,7 +6,6 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rustix::fs::{Access, AtFlags, Mode, OFlags};
@@ -17,7 +16,8 @@ use super::{Cause, Command, EnterError, Report, Rights, Shown, Stdio, Target, Wo
 use crate::enter::process_limits;
 use crate::sys::StepError;
 use crate::sys::path::RootFd;
-use crate::sys::process::{self, Clone, Fork, ns};
+use crate::sys::process::{self, ns};
+use crate::sys::worker::Worker;
 use crate::sys::{self, Context, Errno, Error, socket};
 
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -65,20 +65,15 @@ pub(super) fn check(command: &Command) -> Outcome<()> {
     }
 }
 
-/// Is the first child, from its fork on. Never returns into the caller's stack, not even by a panic.
-pub(super) fn enter(target: &Target<'_>, work: &Work<'_>, streams: &Streams, socket: &OwnedFd) -> ! {
-    let result = catch_unwind(AssertUnwindSafe(|| first_child(target, work, streams, socket)));
-    let error = match result {
-        Ok(Ok(())) => process::exit_now(0),
-        Ok(Err(error)) => error,
-        Err(_) => EnterError::Lost,
-    };
+/// Is the first child, and gives its exit status.
+pub(super) fn enter(target: &Target<'_>, work: &Work<'_>, streams: &Streams, socket: &OwnedFd) -> u8 {
+    let Err(error) = first_child(target, work, streams, socket) else { return 0 };
     report(socket, &Report::Failed(error), &[]);
-    process::exit_now(1)
+    1
 }
 
 /// Tells the caller, if it is still there.
-fn report(socket: &OwnedFd, report: &Report, fds: &[BorrowedFd<'_>]) {
+pub(super) fn report(socket: &OwnedFd, report: &Report, fds: &[BorrowedFd<'_>]) {
     if let Ok(data) = serde_json::to_vec(report) {
         let _ = socket::send(socket, &data, fds);
     }
@@ -106,18 +101,15 @@ fn first_child(target: &Target<'_>, work: &Work<'_>, streams: &Streams, socket: 
 }
 
 /// Makes the second child, and is gone; the caller's child, not ours, so that nothing of us has to stay.
-fn second(socket: &OwnedFd, child: impl FnOnce() -> EnterError) -> Outcome<()> {
-    let how = Clone { sibling: true, ..Clone::default() };
-    match process::clone3(how).map_err(enter_error)? {
-        Fork::Child => {
-            report(socket, &Report::Failed(child()), &[]);
-            process::exit_now(127)
-        }
-        Fork::Parent(_, pidfd) => {
-            report(socket, &Report::Started, &[pidfd.as_fd()]);
-            Ok(())
-        }
-    }
+fn second(socket: &OwnedFd, work: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
+    let lost = |why: &str| report(socket, &Report::Failed(EnterError::Panicked(why.into())), &[]);
+    let child = Worker::unnamed(c"entered").sibling().on_panic(&lost).spawn(|| {
+        let Err(error) = work() else { return 0 };
+        report(socket, &Report::Failed(error), &[]);
+        127
+    });
+    report(socket, &Report::Started, &[child.map_err(enter_error)?.as_fd()]);
+    Ok(())
 }
 
 /// Has a process that is the machine's in every way connect to a socket: whoever listens learns who connected.
@@ -128,14 +120,9 @@ fn connect(target: &Target<'_>, path: &str, socket: &OwnedFd, root: &RootFd) -> 
     process::set_undumpable().map_err(enter_error)?;
     null.install().map_err(|e| EnterError::Streams(e.into()))?;
     second(socket, || {
-        let result = process::die_with_parent().and_then(|()| socket::connect_stream(path));
-        match result {
-            Ok(connection) => {
-                report(socket, &Report::Connected, &[connection.as_fd()]);
-                process::exit_now(0)
-            }
-            Err(error) => EnterError::Connect(error.into()),
-        }
+        let connection = process::die_with_parent().and_then(|()| socket::connect_stream(path));
+        report(socket, &Report::Connected, &[connection.map_err(|e| EnterError::Connect(e.into()))?.as_fd()]);
+        Ok(())
     })
 }
 
@@ -159,13 +146,11 @@ fn run(target: &Target<'_>, command: &Command, streams: &Streams, socket: &Owned
     let has_terminal = ends.install().map_err(streams_error)?;
     // A terminal that somebody else opened is somebody else's to hang up.
     let is_tied = streams.given_terminal().is_none();
-    second(socket, || match prepare_exec(has_terminal, is_tied, socket).map_err(enter_error) {
+    second(socket, || {
+        prepare_exec(has_terminal, is_tied, socket).map_err(enter_error)?;
         // After the fork, so that they stop nothing of ours; no filter refuses what the C library needs itself.
-        Ok(()) => match process_limits::apply(&target.rights.limits) {
-            Ok(()) => image.execute(),
-            Err(error) => limit_error(error),
-        },
-        Err(error) => error,
+        process_limits::apply(&target.rights.limits).map_err(limit_error)?;
+        Err(image.execute())
     })
 }
 

@@ -41,7 +41,8 @@ pub use pty::Pty;
 pub use users::is_user;
 
 use crate::spec::ProcessLimits;
-use crate::sys::process::{self, Clone, Ended, FilterInsn, Fork};
+use crate::sys::process::{self, Ended, FilterInsn};
+use crate::sys::worker::{Child, Worker};
 use crate::sys::{self, Errno, socket};
 use leaf_cgroup::Leaf;
 use streams::{Pump, Signals, Streams};
@@ -176,6 +177,8 @@ pub enum EnterError {
     NotExecutable(Cause),
     /// The entering process ended without a word.
     Lost,
+    /// The entering process panicked, for this reason.
+    Panicked(String),
 }
 
 impl EnterError {
@@ -201,6 +204,7 @@ impl fmt::Display for EnterError {
             Self::NotFound(program) => write!(f, "no program '{}' in the machine", Shown(program)),
             Self::NotExecutable(cause) => write!(f, "cannot execute the command: {cause}"),
             Self::Lost => f.write_str("the process that entered the machine was killed"),
+            Self::Panicked(why) => write!(f, "the process that entered the machine panicked: {}", Shown(why)),
         }
     }
 }
@@ -237,7 +241,7 @@ enum Report {
 #[derive(Debug)]
 pub struct Running {
     /// The child that enters; reaped when the socket has ended.
-    first: OwnedFd,
+    first: Child,
     socket: Option<OwnedFd>,
     command: Option<OwnedFd>,
     /// The command's number, valid until it is reaped.
@@ -395,21 +399,20 @@ impl Work<'_> {
 fn launch(target: &Target<'_>, work: &Work<'_>, streams: &Streams) -> Result<Running, EnterError> {
     let leaf = target.cgroup.map(Leaf::make).transpose().map_err(|e| EnterError::Group(e.into()))?;
     let (ours, theirs) = socket::pair().map_err(|e| EnterError::Enter(e.into()))?;
-    let how = Clone { cgroup: leaf.as_ref().map(AsFd::as_fd), ..Clone::default() };
-    match process::clone3(how).map_err(|e| EnterError::Group(e.into()))? {
-        Fork::Child => child::enter(target, work, streams, &theirs),
-        Fork::Parent(_, first) => Ok(Running {
-            first,
-            socket: Some(ours),
-            command: None,
-            pid: 0,
-            outside: Vec::new(),
-            failure: None,
-            deadline: work.timeout().and_then(|t| Instant::now().checked_add(t)),
-            over: false,
-            leaf,
-        }),
-    }
+    let lost = |why: &str| child::report(&theirs, &Report::Failed(EnterError::Panicked(why.into())), &[]);
+    let worker = Worker::unnamed(c"enter").cgroup(leaf.as_ref().map(AsFd::as_fd)).on_panic(&lost);
+    let first = worker.spawn(|| child::enter(target, work, streams, &theirs));
+    Ok(Running {
+        first: first.map_err(|e| EnterError::Group(e.into()))?,
+        socket: Some(ours),
+        command: None,
+        pid: 0,
+        outside: Vec::new(),
+        failure: None,
+        deadline: work.timeout().and_then(|t| Instant::now().checked_add(t)),
+        over: false,
+        leaf,
+    })
 }
 
 impl Running {
@@ -469,7 +472,7 @@ impl Running {
         if received.len == 0 {
             self.socket = None;
             // Ours to reap; it ends right after its last message.
-            return process::wait_pidfd(&self.first, true).map(drop).map_err(|e| EnterError::Enter(e.into()));
+            return self.first.wait().map(drop).map_err(|e| EnterError::Enter(e.into()));
         }
         match serde_json::from_slice(&data[..received.len]) {
             Ok(Report::Connected) => self.outside = received.fds,

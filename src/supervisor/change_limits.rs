@@ -2,7 +2,6 @@
 //! the machine has given enough up, and a supervisor waits for nobody.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use super::Job;
@@ -10,18 +9,18 @@ use crate::cgroup::limits;
 use crate::plan::limits::Limit;
 use crate::running::control::{self, Answer, NewLimits};
 use crate::running::state::State;
-use crate::sys::process::{self, Clone as CloneHow, Fork};
+use crate::sys::worker::{Child, Worker};
 use crate::sys::{self, socket};
 
 /// What the child says when it is done: nothing, or what went wrong and a hint.
 type Outcome = Option<(String, Option<String>)>;
 
-/// A change on its way; its child is killed and reaped when dropped.
+/// A change on its way; its child is killed and reaped with it.
 #[derive(Debug)]
 pub(super) struct Changing {
     new: NewLimits,
     channel: OwnedFd,
-    child: OwnedFd,
+    _child: Child,
     /// Who has asked for it.
     asker: OwnedFd,
 }
@@ -30,24 +29,18 @@ impl Changing {
     /// Begins to change the limits of the machine that `job` and `state` are of.
     pub(super) fn begin(job: &Job, state: &State, new: NewLimits, asker: OwnedFd) -> sys::Result<Self> {
         let (ours, theirs) = socket::pair()?;
-        match process::clone3(CloneHow::default())? {
-            Fork::Parent(_, child) => Ok(Self { new, channel: ours, child, asker }),
-            Fork::Child => {
-                // A panic must not unwind into the supervisor's frames, whose guards are its own.
-                let _ = catch_unwind(AssertUnwindSafe(|| {
-                    process::set_name(c"machinist-limits");
-                    // Without the tie it ends when it is done.
-                    let _ = process::die_with_parent();
-                    if process::close_all_except(&[theirs.as_fd()]).is_ok() {
-                        let mount = state.unit.is_none().then_some(job.plan.cgroup.mount.as_path());
-                        let outcome = make(mount, &state.cgroup, &job.plan.limits, &new.limits);
-                        // A supervisor that is gone needs no answer.
-                        let _ = serde_json::to_vec(&outcome).map(|text| socket::send(&theirs, &text, &[]));
-                    }
-                }));
-                process::exit_now(0)
-            }
-        }
+        let tell = |outcome: &Outcome| {
+            // A supervisor that is gone needs no answer.
+            let _ = serde_json::to_vec(outcome).map(|text| socket::send(&theirs, &text, &[]));
+        };
+        let lost = |why: &str| tell(&Some((format!("the child that was to do it panicked: {why}"), None)));
+        let worker = Worker::new(c"machinist-limit").tied().kill_on_drop().keep(&[theirs.as_fd()]).on_panic(&lost);
+        let child = worker.spawn(|| {
+            let mount = state.unit.is_none().then_some(job.plan.cgroup.mount.as_path());
+            tell(&make(mount, &state.cgroup, &job.plan.limits, &new.limits));
+            0
+        })?;
+        Ok(Self { new, channel: ours, _child: child, asker })
     }
 
     /// Readable when the child is done.
@@ -83,10 +76,4 @@ fn make(mount: Option<&Path>, machine: &Path, old: &[Limit], new: &[Limit]) -> O
     let down = mount.map_or(Ok(()), |mount| limits::hand_down(mount, machine, new));
     let done = down.and_then(|()| limits::change(machine, old, new));
     done.err().map(|e| (format!("`resources.{}`: {}", e.key, e.cause), e.hint().map(Into::into)))
-}
-
-impl Drop for Changing {
-    fn drop(&mut self) {
-        process::kill_and_reap(&self.child);
-    }
 }

@@ -22,9 +22,9 @@ use crate::rootfs::{Ids, MountedTree, OverlayMethod, build, init};
 use crate::spec::{IdMapEntry, IdRange, IdsOf, InitKind, Payload};
 use crate::sys::mount::{self, Attributes, Propagation};
 use crate::sys::path::RootFd;
-use crate::sys::process::{self, Clone, FilterInsn, Fork, ns};
-use crate::sys::{self, Context as _, Errno, Error};
-use crate::sys::{Doing as _, StepError};
+use crate::sys::process::{self, FilterInsn, ns};
+use crate::sys::worker::{self, Child, Worker};
+use crate::sys::{self, Context as _, Doing as _, Errno, Error, StepError};
 
 /// Everything the children need, in memory they inherit.
 #[allow(missing_debug_implementations, reason = "never printed; lives between two forks")]
@@ -53,6 +53,7 @@ pub(super) struct Setup<'a> {
 
 impl Setup<'_> {
     fn step(&self, name: &str) {
+        worker::panic_if_asked(name);
         if self.die_at == Some(name) {
             // PID 1 of a namespace cannot kill itself, so both leave as if they had been killed.
             process::exit_now(137);
@@ -64,20 +65,24 @@ impl Setup<'_> {
     }
 }
 
-/// Runs the outer child.
-pub(super) fn outer(setup: &Setup<'_>, to_supervisor: OwnedFd) -> ! {
-    let result = make_machine(setup, &to_supervisor);
-    if let Err(error) = result {
-        // If this fails too the supervisor is gone, and so will we be.
-        let _ = handshake::send(&to_supervisor, &FromChild::Failed(error.into()), &[]);
-        process::exit_now(1);
-    }
-    process::exit_now(0)
+/// Is the outer child; gives its exit status.
+pub(super) fn outer(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> u8 {
+    make_machine(setup, to_supervisor).map_or_else(|error| report(to_supervisor, error), |()| 0)
+}
+
+/// Tells the supervisor why a child fails; gives its exit status.
+pub(super) fn report(supervisor: &OwnedFd, error: StepError) -> u8 {
+    // If this fails, too, the supervisor is gone, and so will we be.
+    let _ = handshake::send(supervisor, &FromChild::Failed(error.into()), &[]);
+    1
 }
 
 fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepError> {
     let plan = setup.plan;
-    follow_supervisor(setup)?;
+    // It died before we were tied to it.
+    if nix::unistd::getppid().as_raw() != setup.supervisor {
+        process::exit_now(137);
+    }
     setup.step("outer:started");
     // Nothing we mount may reach the host; later host mounts may still reach binds that ask for them.
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
@@ -90,13 +95,7 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     if plan.namespaces.time {
         start_clock_at_zero()?;
     }
-    let leader = match clone_inner(plan)? {
-        Fork::Child => {
-            drop(ours);
-            inner(setup, &theirs, to_supervisor)
-        }
-        Fork::Parent(pid, _) => pid,
-    };
+    let leader = start_inner(setup, &theirs, to_supervisor)?.pid();
     drop(theirs);
     setup.step("outer:cloned");
     let userns = write_maps(setup, leader.as_raw())?;
@@ -151,22 +150,19 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     sent.doing(|| "cannot talk to the supervisor".into())
 }
 
-/// Dies with the supervisor, and at once if it is dead already.
-fn follow_supervisor(setup: &Setup<'_>) -> Result<(), StepError> {
-    process::die_with_parent().doing(|| "cannot tie a child to the supervisor".into())?;
-    if nix::unistd::getppid().as_raw() != setup.supervisor {
-        process::exit_now(137);
-    }
-    Ok(())
-}
-
-fn clone_inner(plan: &Plan) -> Result<Fork, StepError> {
+/// Starts the inner child, a sibling of ours: the supervisor is its parent and gets its exit status.
+fn start_inner(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) -> Result<Child, StepError> {
     let mut namespaces = ns::PID | ns::IPC | ns::UTS | ns::CGROUP;
-    if plan.namespaces.user {
+    if setup.plan.namespaces.user {
         namespaces |= ns::USER;
     }
-    // A sibling of ours: the supervisor is its parent and gets its exit status.
-    process::clone3(Clone { namespaces, sibling: true, ..Clone::default() }).map_err(no_namespaces)
+    // A copy of the supervisor's end would keep it waiting for one that died before it could be tied to it.
+    let kept = [from_outer.as_fd(), supervisor.as_fd()];
+    let lost = |why: &str| {
+        report(supervisor, StepError::refused(format!("the inner child panicked: {why}")));
+    };
+    let worker = Worker::unnamed(c"inner").namespaces(namespaces).sibling().keep(&kept).on_panic(&lost);
+    worker.spawn(|| inner(setup, from_outer, supervisor)).map_err(no_namespaces)
 }
 
 fn no_namespaces(cause: Error) -> StepError {
@@ -226,24 +222,20 @@ fn open_userns(pid: i32) -> sys::Result<OwnedFd> {
 /// while the new root lies on it; so the process that becomes the namespace goes there first.
 fn make_userns(map: &[IdMapEntry], shift: u32, root: &RootFd) -> sys::Result<OwnedFd> {
     let (keep, wait) = sys::socket::pair()?;
-    let (pid, pidfd) = match process::clone3(Clone::default())? {
-        Fork::Child => {
-            drop(keep);
-            let made = rustix::process::fchdir(root)
-                .and_then(|()| rustix::process::chroot("."))
-                .call(|| "chroot".into())
-                .and_then(|()| process::unshare(ns::USER));
-            // Lives until its maker closes the other end; an answer that cannot be sent is missed there.
-            let _ = sys::socket::send(
-                &wait,
-                &[made.map_or_else(|e| u8::try_from(e.errno as i32).unwrap_or(u8::MAX), |()| 0)],
-                &[],
-            );
-            let _ = sys::socket::receive(&wait, &mut [0; 1]);
-            process::exit_now(0)
-        }
-        Fork::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
-    };
+    let (keep, child) = Worker::unnamed(c"userns").spawn_with(keep, |keep| {
+        drop(keep);
+        let made = rustix::process::fchdir(root)
+            .and_then(|()| rustix::process::chroot("."))
+            .call(|| "chroot".into())
+            .and_then(|()| process::unshare(ns::USER));
+        // Lives until its maker closes the other end; an answer that cannot be sent is missed there.
+        let answer = made.map_or_else(|e| u8::try_from(e.errno as i32).unwrap_or(u8::MAX), |()| 0);
+        let _ = sys::socket::send(&wait, &[answer], &[]);
+        let _ = sys::socket::receive(&wait, &mut [0; 1]);
+        0
+    });
+    let mut child = child?;
+    let pid = child.pid();
     drop(wait);
     let result = (|| {
         let mut answer = [u8::MAX];
@@ -262,10 +254,10 @@ fn make_userns(map: &[IdMapEntry], shift: u32, root: &RootFd) -> sys::Result<Own
             let path = format!("/proc/{pid}/{file}");
             std::fs::write(&path, lines).call(|| format!("write('{path}')"))?;
         }
-        open_userns(pid)
+        open_userns(pid.as_raw())
     })();
     drop(keep);
-    process::wait_pidfd(&pidfd, true)?;
+    child.wait()?;
     result
 }
 
@@ -280,26 +272,18 @@ fn receive_api(from_inner: &OwnedFd) -> Result<(ApiMounts, OwnedFd), StepError> 
     Ok((ApiMounts { proc, sysfs, mqueue, cgroup, devpts, console }, master))
 }
 
-/// Runs the inner child.
-fn inner(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) -> ! {
-    let error = match become_leader(setup, from_outer, supervisor) {
-        Ok(never) => match never {},
-        Err(Some(error)) => error,
+/// Is the inner child; comes back with an exit status only if it has executed nothing.
+fn inner(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) -> u8 {
+    match become_leader(setup, from_outer, supervisor) {
+        Ok(status) => status,
+        Err(Some(error)) => report(supervisor, error),
         // The outer child has reported its own failure already.
-        Err(None) => process::exit_now(1),
-    };
-    let _ = handshake::send(supervisor, &FromChild::Failed(error.into()), &[]);
-    process::exit_now(1)
+        Err(None) => 1,
+    }
 }
 
-fn become_leader(
-    setup: &Setup<'_>,
-    from_outer: &OwnedFd,
-    supervisor: &OwnedFd,
-) -> Result<std::convert::Infallible, Option<StepError>> {
+fn become_leader(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) -> Result<u8, Option<StepError>> {
     let plan = setup.plan;
-    // Our copy of the supervisor's end would keep us waiting for one that died before we could be tied to it.
-    process::close_all_except(&[from_outer.as_fd(), supervisor.as_fd()]).doing(|| "cannot close descriptors".into())?;
     if plan.namespaces.network {
         // By far the slowest of all namespaces to make; the outer child builds the root meanwhile.
         process::unshare(ns::NET).map_err(no_namespaces)?;
@@ -325,9 +309,7 @@ fn become_leader(
     // that came from the host's, so masks and read-only views cannot be undone inside.
     process::unshare(ns::MOUNT).doing(|| "cannot make the machine's mount namespace".into())?;
     rustix::process::chdir("/").call(|| "chdir('/')".into()).doing(|| "cannot enter the root".into())?;
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).call(|| "open('/')".into());
-    let root = root.doing(|| "cannot enter the root".into())?;
-    mount::set_propagation(&root, true, Propagation::Shared)
+    mount::set_propagation(rustix::fs::CWD, true, Propagation::Shared)
         .doing(|| "cannot share mounts inside the machine".into())?;
     mount_guest_tmpfs(plan)?;
     setup.step("inner:entered");
@@ -345,7 +327,7 @@ fn become_leader(
     setup.step("inner:go");
     process::reset_signals(setup.signals).doing(|| "cannot reset signals".into())?;
     if matches!(plan.exec.payload, Payload::Command { .. }) {
-        stub_init::run(setup, &program, supervisor);
+        return Ok(stub_init::run(setup, &program, supervisor)?);
     }
     process_limits::apply(&plan.privileges.limits)?;
     limit(setup)?;
@@ -384,12 +366,7 @@ fn expect<T: PartialEq>(got: sys::Result<Option<(T, Vec<OwnedFd>)>>, wanted: &T)
 /// until it is done: so a process that shares our memory makes them in a namespace of its own.
 fn make_api(setup: &Setup<'_>, outer: &OwnedFd) -> Result<OwnedFd, StepError> {
     let network = setup.plan.namespaces.network;
-    let mut made: sys::Result<(ApiMounts, OwnedFd)> = Err(Error { call: "making mounts".into(), errno: Errno::EIO });
-    process::run_sharing_memory(&mut || {
-        made = create_api(setup, network);
-        0
-    })
-    .doing(|| "cannot make the machine's own file systems".into())?;
+    let made = worker::run_sharing_memory(c"api", || create_api(setup, network));
     let (api, master) = made.map_err(|cause| {
         let hint = (cause.errno == Errno::EPERM && cause.call.starts_with("fsmount")).then(|| {
             "the host's own /proc or /sys is partly hidden, as inside another container; the kernel then refuses new ones".into()

@@ -17,9 +17,9 @@ use crate::rootfs::devices;
 use crate::rootfs::mounts::Texts;
 use crate::running::state::{Phase, State, has_executed, start_time};
 use crate::spec::{InitKind, MachineId, Ownership, Restart};
-use crate::sys::process::{self, Clone, Fork};
-use crate::sys::{self, Context as _, socket};
-use crate::sys::{Doing as _, StepError};
+use crate::sys::process;
+use crate::sys::worker::{Child, Worker};
+use crate::sys::{self, Context as _, Doing as _, StepError, socket};
 
 /// What the children made.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Launched {
     pub(super) notify: OwnedFd,
     channel: OwnedFd,
     master: OwnedFd,
-    outer: OwnedFd,
+    outer: Child,
     /// Last, because its child is waited for when it is dropped.
     registering: Registering,
 }
@@ -100,11 +100,12 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
         signals: process::changed_signals(),
         die_at: wanted.as_deref(),
     };
-    let how = Clone { namespaces: process::ns::MOUNT, cgroup: Some(prepared.group.payload()), ..Clone::default() };
-    let outer = match process::clone3(how).doing(|| "cannot start the outer child".into())? {
-        Fork::Child => child::outer(&setup, theirs),
-        Fork::Parent(_, pidfd) => pidfd,
+    let worker = Worker::new(c"machinist-outer").namespaces(process::ns::MOUNT).tied();
+    let lost = |why: &str| {
+        child::report(&theirs, StepError::refused(format!("the outer child panicked: {why}")));
     };
+    let worker = worker.cgroup(Some(prepared.group.payload())).on_panic(&lost);
+    let outer = worker.spawn(|| child::outer(&setup, &theirs)).doing(|| "cannot start the outer child".into())?;
     drop(theirs);
     // Not earlier: now there is nothing else to do until the root is complete.
     let registering = Registering::begin(prepared);

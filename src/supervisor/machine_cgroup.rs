@@ -1,6 +1,6 @@
 //! The machine's control group: our own, its unit's, or that of a scope which systemd makes for it.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::cgroup::{self, MachineGroup};
 use crate::host::CgroupFacts;
 use crate::plan::{CgroupPlan, UnitPlan, below_own};
 use crate::sys::StepError;
-use crate::sys::process::{self, Clone, Fork};
+use crate::sys::worker::{Child, Worker};
 use crate::sys::{self, Errno};
 
 /// A machine's control group, and what came with it.
@@ -20,7 +20,7 @@ use crate::sys::{self, Errno};
 pub(super) struct Group {
     pub(super) group: MachineGroup,
     /// Keeps the scope until the supervisor is in it.
-    pub(super) keeper: Option<Keeper>,
+    pub(super) scope_holder: Option<ScopeHolder>,
     /// Why systemd could not be asked for one, which has been said.
     pub(super) no_bus: Option<BusError>,
 }
@@ -51,12 +51,12 @@ impl Group {
                 Err(error) => {
                     (job.on_warning)(&format!("machine '{}' has no unit of its own: {error}", job.plan.name));
                     let group = ours(&below_own(facts, &job.layout, &job.plan.name)).map_err(doing)?;
-                    return Ok(Self { group, keeper: None, no_bus: Some(error) });
+                    return Ok(Self { group, scope_holder: None, no_bus: Some(error) });
                 }
             },
             _ => ours(plan),
         };
-        Ok(Self { group: group.map_err(doing)?, keeper: None, no_bus: None })
+        Ok(Self { group: group.map_err(doing)?, scope_holder: None, no_bus: None })
     }
 }
 
@@ -110,40 +110,31 @@ fn start_scope(job: &Job, unit: &str) -> Result<Scope, BusError> {
 fn in_scope(job: &Job, unit: &str, scope: Scope, owner: u32) -> sys::Result<Group> {
     let path = job.plan.cgroup.mount.join(scope.group().trim_start_matches('/'));
     let supervisor = cgroup::make_supervisor(&path)?;
-    let keeper = if job.background {
-        Some(Keeper::start(&supervisor)?)
+    let scope_holder = if job.background {
+        Some(ScopeHolder::start(&supervisor)?)
     } else {
         cgroup::enter(&supervisor)?;
         None
     };
     scope.go()?;
     let group = MachineGroup::in_unit(&path, unit, owner)?;
-    Ok(Group { group, keeper, no_bus: None })
+    Ok(Group { group, scope_holder, no_bus: None })
 }
 
 /// A process that does nothing but be in a group, since systemd forgets a scope without any; gone when dropped.
 #[derive(Debug)]
-pub(super) struct Keeper(OwnedFd);
-
-impl Keeper {
-    fn start(dir: &Path) -> sys::Result<Self> {
-        let group = cgroup::open(dir)?;
-        match process::clone3(Clone { cgroup: Some(group.as_fd()), ..Clone::default() })? {
-            Fork::Parent(_, pidfd) => Ok(Self(pidfd)),
-            Fork::Child => {
-                process::set_name(c"machinist-keep");
-                // Whoever cannot be tied to its parent, or still holds its files, must not stay.
-                if process::die_with_parent().is_ok() && process::close_all_except(&[]).is_ok() {
-                    nix::unistd::pause();
-                }
-                process::exit_now(0)
-            }
-        }
-    }
+pub(super) struct ScopeHolder {
+    _child: Child,
 }
 
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        process::kill_and_reap(&self.0);
+impl ScopeHolder {
+    fn start(dir: &Path) -> sys::Result<Self> {
+        let group = cgroup::open(dir)?;
+        let worker = Worker::new(c"machinist-keep").cgroup(Some(group.as_fd())).tied().kill_on_drop().keep(&[]);
+        let child = worker.spawn(|| {
+            nix::unistd::pause();
+            0
+        })?;
+        Ok(Self { _child: child })
     }
 }

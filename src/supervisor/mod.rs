@@ -157,7 +157,7 @@ impl Prepared {
     pub fn run(self) -> Result<Exit, MachineError> {
         let mut prepared = self;
         // Whoever runs this is in the machine's group by now.
-        drop(prepared.keeper.take());
+        drop(prepared.scope_holder.take());
         // Before the first child: what comes while the machine is made stops it in order afterwards.
         let signals = match process::signal_fd(&event_loop::SIGNALS) {
             Ok(signals) => signals,

@@ -7,7 +7,7 @@ use nix::poll::PollFlags;
 use rustix::fs::Mode as FileMode;
 
 use super::console::{self, LogFile};
-use super::machine_cgroup::{self, Group, Keeper};
+use super::machine_cgroup::{self, Group, ScopeHolder};
 use super::registration::Unregistering;
 use super::sd_notify::ServiceManager;
 use super::{Job, MachineError};
@@ -47,7 +47,7 @@ pub struct Prepared {
     pub(super) control: OwnedFd,
     pub(super) group: MachineGroup,
     /// Keeps the machine's scope until the supervisor is in it.
-    pub(super) keeper: Option<Keeper>,
+    pub(super) scope_holder: Option<ScopeHolder>,
     /// Kept over reboots.
     pub(super) console: Option<console::Console>,
     pub(super) report: Option<OwnedFd>,
@@ -87,7 +87,7 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
         }
     };
     match prepare_rest(&job, &run_dir) {
-        Ok((devices, ids, (held, overlays, images), filter, control, Group { group, keeper, no_bus })) => {
+        Ok((devices, ids, (held, overlays, images), filter, control, Group { group, scope_holder, no_bus })) => {
             Ok(Prepared {
                 history: History::new(plan.exec.restart),
                 job,
@@ -100,7 +100,7 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
                 devices,
                 control,
                 group,
-                keeper,
+                scope_holder,
                 no_bus,
                 console: None,
                 report: None,

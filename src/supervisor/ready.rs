@@ -5,13 +5,14 @@
 //! when its time is up, and dropping it kills it at once, so that it holds nothing up.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use crate::enter::{self, Command, Outcome, Stdio};
 use crate::running::state::State;
 use crate::spec::{InitKind, Ready};
-use crate::sys::process::{self, Clone, Ended, Fork, ns};
+use crate::sys::process::{self, Ended, ns};
+use crate::sys::worker::{Child, Worker};
 use crate::sys::{self, Errno, netlink};
 
 /// How long a program may take until it is killed and run anew.
@@ -201,53 +202,34 @@ impl Attempt {
 /// A child of ours that tries to connect to a port of the machine and tells by its exit status: 0, or an errno.
 #[derive(Debug)]
 struct Connecting {
-    child: OwnedFd,
+    child: Child,
     deadline: Instant,
-    over: bool,
 }
 
 impl Connecting {
     /// `network` is a process whose network it is, unless that is ours.
     fn begin(network: Option<BorrowedFd<'_>>, port: u16) -> sys::Result<Self> {
-        match process::clone3(Clone::default())? {
-            Fork::Child => {
-                let result = enter_network(network).and_then(|()| connect(port));
-                process::exit_now(result.err().map_or(0, |e| u8::try_from(e.errno as i32).unwrap_or(u8::MAX)))
-            }
-            Fork::Parent(_, child) => Ok(Self { child, deadline: Instant::now() + CONNECTION_LIMIT, over: false }),
-        }
+        let kept: Vec<BorrowedFd<'_>> = network.into_iter().collect();
+        // Locks and the console are not to outlive the supervisor by a moment.
+        let worker = Worker::new(c"machinist-port").tied().kill_on_drop().keep(&kept);
+        let child = worker.spawn(|| {
+            let entered = network.map_or(Ok(()), |leader| process::setns(leader, ns::NET));
+            let result = entered.and_then(|()| connect(port));
+            result.err().map_or(0, |e| u8::try_from(e.errno as i32).unwrap_or(u8::MAX))
+        })?;
+        Ok(Self { child, deadline: Instant::now() + CONNECTION_LIMIT })
     }
 
     fn step(&mut self) -> Option<Result<(), String>> {
-        let ended = match process::wait_pidfd(&self.child, false) {
-            Ok(Some(ended)) => ended,
+        Some(match self.child.try_wait() {
+            Ok(Some(Ended::Exited(0))) => Ok(()),
+            Ok(Some(Ended::Exited(errno))) => Err(Errno::from_raw(errno.into()).desc().to_owned()),
+            Ok(Some(Ended::Killed(signal))) => Err(format!("killed by signal {signal}")),
             Ok(None) if Instant::now() < self.deadline => return None,
-            Ok(None) => return Some(Err(format!("no answer within {}s", CONNECTION_LIMIT.as_secs()))),
-            Err(error) => return Some(Err(error.to_string())),
-        };
-        self.over = true;
-        Some(match ended {
-            Ended::Exited(0) => Ok(()),
-            Ended::Exited(errno) => Err(Errno::from_raw(errno.into()).desc().to_owned()),
-            Ended::Killed(signal) => Err(format!("killed by signal {signal}")),
+            Ok(None) => Err(format!("no answer within {}s", CONNECTION_LIMIT.as_secs())),
+            Err(error) => Err(error.to_string()),
         })
     }
-}
-
-impl Drop for Connecting {
-    fn drop(&mut self) {
-        if !self.over {
-            process::kill_and_reap(&self.child);
-        }
-    }
-}
-
-fn enter_network(network: Option<BorrowedFd<'_>>) -> sys::Result<()> {
-    process::die_with_parent()?;
-    let kept: Vec<BorrowedFd<'_>> = network.into_iter().collect();
-    // Locks and the console are not to outlive the supervisor by a moment.
-    process::close_all_except(&kept)?;
-    network.map_or(Ok(()), |leader| process::setns(leader, ns::NET))
 }
 
 /// Connects to the first address that answers; else tells the error of the first one, the loopback link's.

@@ -8,82 +8,79 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::stdio::{stderr, stdin, stdout};
 
-use super::child::{Program, Setup, limit};
+use super::child::{Program, Setup, limit, report};
 use super::handshake::{self, FromChild};
-use crate::sys::StepError;
-use crate::sys::process::{self, Clone, Fork};
+use crate::sys::worker::Worker;
+use crate::sys::{Context as _, Doing as _, StepError, process};
 
 /// Signals that end a command; all others keep their meaning for PID 1, which is none.
 const PASSED_ON: [Signal; 6] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Executes the program as PID 2 and waits for it; never comes back.
-pub(super) fn run(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) -> ! {
+/// Executes the program as PID 2, waits for it and gives its status.
+pub(super) fn run(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) -> Result<u8, StepError> {
     process::set_name(c"stub-init");
     // Nobody in the machine may look into the host's program.
     if process::set_undumpable().is_err() {
-        process::exit_now(1);
+        return Ok(1);
     }
     let mut waited = SigSet::empty();
     PASSED_ON.iter().chain(&[Signal::SIGCHLD]).for_each(|s| waited.add(*s));
-    let child = waited.thread_block().map_err(StepError::from_errno).and_then(|()| {
-        process::clone3(Clone::default()).map_err(|cause| StepError {
-            doing: "cannot start the command".into(),
-            cause: Some(cause),
-            hint: None,
-        })
-    });
-    let (pid, pidfd) = match child {
-        Ok(Fork::Child) => execute(setup, program, supervisor),
-        Ok(Fork::Parent(pid, pidfd)) => (pid, pidfd),
-        Err(error) => fail(supervisor, error),
+    waited.thread_block().call(|| "sigprocmask".into()).doing(|| "cannot wait for signals".into())?;
+    let lost = |why: &str| {
+        report(supervisor, StepError::refused(format!("the command's process panicked: {why}")));
     };
+    let worker = Worker::unnamed(c"command").on_panic(&lost);
+    let command = worker.spawn(|| report(supervisor, execute(setup, program)));
+    let command = command.doing(|| "cannot start the command".into())?;
     if handshake::send(supervisor, &FromChild::Waiting, &[]).is_err() {
-        process::exit_now(1);
+        return Ok(1);
     }
     // Nothing of the host stays open in a process of the machine, and the supervisor sees the end of file when
     // the command has been executed.
-    if process::close_all_except(&[stdin(), stdout(), stderr(), pidfd.as_fd()]).is_err() {
-        process::exit_now(1);
-    }
-    if limit(setup).is_err() {
-        process::exit_now(1);
+    if process::close_all_except(&[stdin(), stdout(), stderr(), command.as_fd()]).is_err() || limit(setup).is_err() {
+        return Ok(1);
     }
     loop {
         match waited.wait() {
-            Ok(Signal::SIGCHLD) => reap(pid),
+            Ok(Signal::SIGCHLD) => {
+                if let Some(status) = reap(command.pid()) {
+                    return Ok(status);
+                }
+            }
             Ok(signal) => {
                 // Gone already: the next SIGCHLD tells.
-                let _ = process::pidfd_send_signal(&pidfd, signal as i32);
+                let _ = process::pidfd_send_signal(&command, signal as i32);
             }
             Err(_) => {}
         }
     }
 }
 
-/// Reaps everything that ended; leaves with the command's status when it is among them.
-fn reap(command: nix::unistd::Pid) {
+/// Reaps everything that ended; gives the command's status when it is among them.
+fn reap(command: nix::unistd::Pid) -> Option<u8> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) if pid == command => {
-                process::exit_now(u8::try_from(code & 0xff).unwrap_or(255));
+                return Some(u8::try_from(code & 0xff).unwrap_or(255));
             }
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => {
-                process::exit_now(u8::try_from(128 + signal as i32).unwrap_or(255));
+                return Some(u8::try_from(128 + signal as i32).unwrap_or(255));
             }
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return None,
             Ok(_) | Err(_) => {}
         }
     }
 }
 
-fn execute(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) -> ! {
+/// Executes the program; comes back only with the error.
+fn execute(setup: &Setup<'_>, program: &Program) -> StepError {
     let ready = process::reset_signals(setup.signals)
         .and_then(|()| process::take_terminal(stdin()))
-        .map_err(|cause| StepError { doing: "cannot prepare the command".into(), cause: Some(cause), hint: None });
+        .doing(|| "cannot prepare the command".into());
     let limits = &setup.plan.privileges.limits;
     if let Err(error) = ready.and_then(|()| crate::enter::process_limits::apply(limits)).and_then(|()| limit(setup)) {
-        fail(supervisor, error);
+        return error;
     }
     let mut last = None;
     for path in candidates(program) {
@@ -94,7 +91,7 @@ fn execute(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) -> ! {
             break;
         }
     }
-    fail(supervisor, StepError { doing: "cannot execute `boot.command`".into(), cause: last, hint: None })
+    StepError { doing: "cannot execute `boot.command`".into(), cause: last, hint: None }
 }
 
 /// The program itself if it has a slash, else its places in the machine's PATH.
@@ -106,17 +103,4 @@ fn candidates(program: &Program) -> Vec<std::ffi::CString> {
     let path = program.environment.iter().find_map(|e| e.to_bytes().strip_prefix(b"PATH=")).unwrap_or(b"/usr/bin:/bin");
     let join = |dir: &[u8]| process::c_string([dir, b"/", name].concat());
     path.split(|b| *b == b':').filter_map(|dir| join(dir).ok()).collect()
-}
-
-fn fail(supervisor: &OwnedFd, error: StepError) -> ! {
-    // A supervisor that is gone needs no report.
-    let _ = handshake::send(supervisor, &FromChild::Failed(error.into()), &[]);
-    process::exit_now(1)
-}
-
-impl StepError {
-    fn from_errno(errno: Errno) -> Self {
-        let cause = crate::sys::Error { call: "sigprocmask".into(), errno };
-        Self { doing: "cannot wait for signals".into(), cause: Some(cause), hint: None }
-    }
 }

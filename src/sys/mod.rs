@@ -19,6 +19,7 @@ pub mod rlimits;
 pub mod socket;
 mod step;
 pub mod terminal;
+pub mod worker;
 
 use std::fmt;
 

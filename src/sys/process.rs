@@ -1,4 +1,4 @@
-//! Processes: clone3, pidfds, identities, capabilities, filters, and what happens just before exec.
+//! Processes: pidfds, identities, capabilities, filters, and what happens just before exec.
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -9,10 +9,7 @@ use nix::unistd::Pid;
 
 use super::{Context, Errno, Error, Result, check, read_text};
 
-/// `CLONE_INTO_CGROUP`; the libc crate's constant overflows to 0.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-
-/// Namespace flags for [`clone3`] and [`setns`], from `<linux/sched.h>`.
+/// Flags for new namespaces and for [`setns`], from `<linux/sched.h>`.
 pub mod ns {
     /// Mounts.
     pub const MOUNT: u64 = 0x0002_0000;
@@ -32,92 +29,7 @@ pub mod ns {
     pub const TIME: u64 = 0x0000_0080;
 }
 
-/// How [`clone3`] makes the child.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Clone<'a> {
-    /// Namespaces the child gets anew.
-    pub namespaces: u64,
-    /// Control group the child is born in.
-    pub cgroup: Option<BorrowedFd<'a>>,
-    /// Make the child a sibling of the caller.
-    pub sibling: bool,
-}
-
-/// Which side of a fork we are on.
-#[derive(Debug)]
-pub enum Fork {
-    /// The new process.
-    Child,
-    /// The caller, holding the child's id and pidfd.
-    Parent(Pid, OwnedFd),
-}
-
-/// Forks with namespaces and control group, and gives the parent a pidfd (`clone(2)`).
-///
-/// The caller must have one thread: the child goes on in a copy of this memory, where a lock that another thread held,
-/// such as the allocator's, is held for ever.
-pub fn clone3(how: Clone<'_>) -> Result<Fork> {
-    debug_assert!(cfg!(test) || threads().is_none_or(|threads| threads == 1), "a clone with other threads about");
-    let mut pidfd: RawFd = -1;
-    // SAFETY: clone_args is plain data for which zero means "not asked for".
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = how.namespaces | libc::CLONE_PIDFD as u64;
-    args.pidfd = (&raw mut pidfd) as u64;
-    if how.sibling {
-        // CLONE_PARENT takes the exit signal from the caller.
-        args.flags |= libc::CLONE_PARENT as u64;
-    } else {
-        args.exit_signal = libc::SIGCHLD as u64;
-    }
-    if let Some(cgroup) = how.cgroup {
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
-    }
-    // SAFETY: `args` and `pidfd` outlive the call and the size is passed along; without CLONE_VM the child has
-    // its own copy of the stack.
-    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
-    let pid = check(result).call(|| format!("clone3({:#x})", args.flags))?;
-    if pid == 0 {
-        return Ok(Fork::Child);
-    }
-    // SAFETY: the kernel stored a new descriptor that nobody else owns.
-    let fd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Fork::Parent(Pid::from_raw(pid), fd))
-}
-
-/// How many threads this process has, if `/proc` is there and tells.
-fn threads() -> Option<usize> {
-    std::fs::read_dir("/proc/self/task").ok().map(Iterator::count)
-}
-
-/// Runs `work` in a short-lived process that shares our memory and descriptors, with its own namespaces.
-///
-/// The caller sleeps until it is done (`CLONE_VFORK`), so `work` may write to anything it borrowed; it must not
-/// panic across the boundary and must not allocate with other threads about. Its result is the exit status.
-pub fn run_sharing_memory(work: &mut dyn FnMut() -> u8) -> Result<u8> {
-    extern "C" fn enter(arg: *mut c_void) -> c_int {
-        // SAFETY: `arg` is the pointer made below, alive because the parent sleeps until we exit.
-        let work = unsafe { &mut *arg.cast::<&mut dyn FnMut() -> u8>() };
-        let code = work();
-        // SAFETY: leaves without running destructors or handlers, which belong to the parent.
-        unsafe { libc::_exit(c_int::from(code)) }
-    }
-    const STACK: usize = 64 << 10;
-    let mut stack = vec![0u128; STACK / 16];
-    let mut work: &mut dyn FnMut() -> u8 = work;
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD;
-    // SAFETY: one past the end of the allocation, 16-byte aligned by its element type.
-    let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
-    // SAFETY: the stack and `work` live until the child has exited, for CLONE_VFORK keeps us here.
-    let pid = unsafe { libc::clone(enter, top.cast(), flags, (&raw mut work).cast()) };
-    let pid = check(libc::c_long::from(pid)).call(|| "clone(CLONE_VM | CLONE_VFORK)".into())?;
-    match nix::sys::wait::waitpid(Pid::from_raw(pid), None).call(|| format!("waitpid({pid})"))? {
-        nix::sys::wait::WaitStatus::Exited(_, code) => Ok(u8::try_from(code & 0xff).unwrap_or(255)),
-        _ => Ok(255),
-    }
-}
-
-/// Leaves at once, running no destructor: how every forked child ends.
+/// Leaves at once, running no destructor: how every child that executes nothing ends.
 pub fn exit_now(code: u8) -> ! {
     // SAFETY: ends the process; nothing of it is used afterwards.
     unsafe { libc::_exit(c_int::from(code)) }
@@ -302,9 +214,14 @@ pub fn close_from_on_exec(first: u32) -> Result<()> {
 
 /// Closes every descriptor from 3 on except those of `keep`.
 ///
-/// For a forked child that never returns: values that own the closed descriptors must not be dropped in it.
+/// Values that own the closed descriptors must not be dropped afterwards.
 pub fn close_all_except(keep: &[BorrowedFd<'_>]) -> Result<()> {
-    let mut numbers: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
+    close_all_except_numbers(keep.iter().map(AsRawFd::as_raw_fd))
+}
+
+/// The same by number.
+pub(super) fn close_all_except_numbers(keep: impl Iterator<Item = RawFd>) -> Result<()> {
+    let mut numbers: Vec<u32> = keep.filter_map(|fd| u32::try_from(fd).ok()).collect();
     numbers.sort_unstable();
     let mut first = 3;
     for number in numbers.into_iter().filter(|number| *number >= 3).chain([u32::MAX]) {

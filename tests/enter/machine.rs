@@ -9,8 +9,9 @@ use std::process::Command;
 
 use machinist::sys::mount::{self, Attributes, Option as FsOption, Propagation};
 use machinist::sys::path::RootFd;
-use machinist::sys::process::{self, Clone, Fork, ns};
+use machinist::sys::process::{self, ns};
 use machinist::sys::socket;
+use machinist::sys::worker::{Child, Worker};
 
 /// First host id of a machine with a user namespace.
 pub(crate) const SHIFT: u32 = 1_879_048_192;
@@ -38,7 +39,7 @@ impl Kind {
 pub(crate) struct Machine {
     pub(crate) kind: Kind,
     pub(crate) pid: i32,
-    pub(crate) leader: OwnedFd,
+    pub(crate) leader: Child,
     pub(crate) cgroup: PathBuf,
     pub(crate) tree: tempfile::TempDir,
 }
@@ -53,13 +54,15 @@ impl Machine {
             namespaces |= if on { flag } else { 0 };
         }
         let (ours, theirs) = socket::pair().expect("socket pair");
-        let how = Clone { namespaces, cgroup: Some(group.as_fd()), sibling: false };
-        let Fork::Parent(pid, leader) = process::clone3(how).expect("clone3 (needs root)") else {
+        let worker = Worker::unnamed(c"leader").namespaces(namespaces).cgroup(Some(group.as_fd()));
+        let (ours, leader) = worker.spawn_with(ours, |ours| {
             drop(ours);
             let error = become_leader(kind, tree.path(), &theirs);
             let _ = std::io::stderr().write_all(format!("cannot start the machine: {error}\n").as_bytes());
-            process::exit_now(1)
-        };
+            1
+        });
+        let mut leader = leader.expect("clone3 (needs root)");
+        let pid = leader.pid();
         drop(theirs);
         if kind.user {
             for map in ["uid_map", "gid_map"] {
@@ -70,7 +73,7 @@ impl Machine {
         let mut end = [0; 8];
         // The other end is closed by exec.
         assert_eq!(socket::receive(&ours, &mut end).expect("receiving").len, 0);
-        assert!(process::wait_pidfd(&leader, false).expect("looking at the leader").is_none(), "it did not start");
+        assert!(leader.try_wait().expect("looking at the leader").is_none(), "it did not start");
         Self { kind, pid: pid.as_raw(), leader, cgroup, tree }
     }
 
@@ -91,7 +94,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
-        let _ = process::wait_pidfd(&self.leader, true);
+        let _ = self.leader.wait();
         for _ in 0..1000 {
             for dir in fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
                 let _ = fs::remove_dir(dir.path());

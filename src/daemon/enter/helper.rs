@@ -397,7 +397,7 @@ fn failure(error: &EnterError) -> Failure {
     match error {
         EnterError::Request(_) | EnterError::User(_) => Failure::invalid_args(error),
         EnterError::NotFound(_) => Failure::errno(Errno::ENOENT, error),
-        EnterError::Lost => Failure::failed(error),
+        EnterError::Lost | EnterError::Panicked(_) => Failure::failed(error),
         EnterError::Group(cause)
         | EnterError::Enter(cause)
         | EnterError::Directory(cause)

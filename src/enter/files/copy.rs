@@ -16,7 +16,6 @@
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -25,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use super::{InsideError, Leader, Outcome, become_guest_root, host_root, leave_mounts, shown};
 use crate::sys::mount::{self, Attributes};
 use crate::sys::path::RootFd;
-use crate::sys::process::{self, Clone, Fork};
-use crate::sys::{self, Context as _, Errno, socket};
+use crate::sys::worker::Worker;
+use crate::sys::{self, Context as _, Errno, process, socket};
 use crate::tree::copy::{self, Policy};
 use crate::tree::inode::Inode;
 use crate::tree::walk::Stopped;
@@ -228,25 +227,21 @@ fn from_machine(
 /// Does `work` in a child with no rights but those of the machine's root, if that is not the host's.
 fn as_guest(userns: Option<&OwnedFd>, work: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
     let Some(userns) = userns else { return work() };
-    let lost = || InsideError::new(Errno::EIO, "the process that copies was killed");
     let (ours, theirs) = socket::pair()?;
-    match process::clone3(Clone::default())? {
-        Fork::Child => {
-            let entered = || become_guest_root(userns).and_then(|()| process::die_with_parent());
-            let work = || entered().map_err(InsideError::from).and_then(|()| work());
-            let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(lost()));
-            if let Ok(data) = serde_json::to_vec(&result) {
-                // Without an answer our parent says that we are lost.
-                let _ = socket::send(&theirs, &data, &[]);
-            }
-            process::exit_now(0)
-        }
-        Fork::Parent(_, child) => {
-            drop(theirs);
-            let mut buffer = vec![0; 16 << 10];
-            let received = socket::receive(&ours, &mut buffer)?;
-            process::wait_pidfd(&child, true)?;
-            serde_json::from_slice(&buffer[..received.len]).unwrap_or_else(|_| Err(lost()))
-        }
-    }
+    let tell = |result: &Outcome<()>| {
+        // Without an answer our parent says that we are lost.
+        let _ = serde_json::to_vec(result).map(|data| socket::send(&theirs, &data, &[]));
+    };
+    let lost = |how: &str| InsideError::new(Errno::EIO, format!("the process that copies {how}"));
+    let panicked = |why: &str| tell(&Err(lost(&format!("panicked: {why}"))));
+    let mut child = Worker::new(c"machinist-copy").on_panic(&panicked).spawn(|| {
+        let entered = become_guest_root(userns).and_then(|()| process::die_with_parent());
+        tell(&entered.map_err(InsideError::from).and_then(|()| work()));
+        0
+    })?;
+    drop(theirs);
+    let mut buffer = vec![0; 16 << 10];
+    let received = socket::receive(&ours, &mut buffer)?;
+    child.wait()?;
+    serde_json::from_slice(&buffer[..received.len]).unwrap_or_else(|_| Err(lost("was killed")))
 }

@@ -51,7 +51,7 @@ const LAYERS: [(&str, &[&str]); 15] = [
 ];
 
 /// What only some modules may use: words as they are written, and the modules, or files of one.
-const KEPT: [(&[&str], &[&str]); 9] = [
+const KEPT: [(&[&str], &[&str]); 10] = [
     (&["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "(unsafe_code"], &["sys"]),
     (&["clap::", "clap_complete::", "clap_mangen::", "indicatif::"], &["cli"]),
     (&["println!", "eprintln!", "print!(", "eprint!("], &["cli"]),
@@ -60,6 +60,8 @@ const KEPT: [(&[&str], &[&str]); 9] = [
     (&["syscalls::"], &["plan"]),
     (&["zbus::", "zbus_polkit::"], &["bus", "daemon", "sys/message.rs"]),
     (&["zruntime::", "async fn", ".await"], &["daemon", "bus"]),
+    // Children are made by `sys::worker`, which keeps them out of their parent's frames.
+    (&["Fork::", "fork(", "clone3("], &["sys"]),
     (&["thread::spawn", "thread::scope", "thread::Builder"], &[]),
 ];
 
