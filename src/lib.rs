@@ -116,8 +116,7 @@
 //!   a mount namespace made for that.
 //! - **A reboot or restart is a turn of a loop in the supervisor**, not a new execution or exit status 133: locks, ids, viewers
 //!   of the console and its log go on without a gap, and nobody can take the machine's place meanwhile. Under a unit
-//!   too: no supervisor ends with 133, and a payload that does is said to have failed with 1, as systemd-nspawn has
-//!   it. A unit would start a machine again (`RestartForceExitStatus=133`) that has not asked for it.
+//!   too, which therefore knows no exit status that would start it again.
 //! - **A machine is a unit where systemd is**: the one whose main process its supervisor is, if that has `Delegate=`,
 //!   else a scope, since groups below other units are not ours. Elsewhere `run` stays in its caller's control group,
 //!   and only `start` gives the supervisor one.

@@ -91,7 +91,6 @@ fn run_here(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Fai
         Some(ConsoleMode::Pipe) => Mode::Pipe,
         Some(ConsoleMode::None) => Mode::Detached,
     };
-    let for_service_manager = args.console == Some(ConsoleMode::None);
     let name = job.plan.name.clone();
     let doing = cannot_start(&name);
     let talk = !quiet && job.console == Mode::Interactive;
@@ -108,9 +107,7 @@ fn run_here(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Fai
     } else {
         say(!talk, &format!("Machine '{name}' has ended."));
     }
-    // Units restart what ends with this status (`RestartForceExitStatus=`); it is not the payload's to say.
-    let means_reboot = for_service_manager && exit.status == status::REBOOT;
-    Ok(if means_reboot { status::FAILED } else { exit.status })
+    Ok(exit.status)
 }
 
 /// A spinner on a terminal until it is dropped, nothing elsewhere.

@@ -17,7 +17,6 @@ pub(crate) mod status {
     pub(crate) const USAGE: u8 = 2;
     pub(crate) const NOT_PERMITTED: u8 = 77;
     pub(crate) const BAD_CONFIG: u8 = 78;
-    pub(crate) const REBOOT: u8 = 133;
 }
 
 /// Why a verb did not do what it was asked.

@@ -4,7 +4,7 @@ use crate::spec::InitKind;
 
 /// What the machine is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Request {
+pub enum Goal {
     /// End in order.
     Poweroff,
     /// End in order and start again.
@@ -26,10 +26,10 @@ pub enum Way {
 ///
 /// `None` stands for a command or an init we do not know: SIGTERM is what programs expect. It cannot be told to
 /// restart, so the supervisor stops it and starts it again.
-pub fn way(kind: Option<InitKind>, request: Request) -> Way {
-    use Request::{Poweroff, Reboot};
+pub fn way(kind: Option<InitKind>, goal: Goal) -> Way {
+    use Goal::{Poweroff, Reboot};
     let rt = |n: i32| Way::Signal(libc::SIGRTMIN() + n);
-    match (kind, request) {
+    match (kind, goal) {
         (Some(InitKind::Systemd), Poweroff) => rt(4),
         (Some(InitKind::Systemd), Reboot) => rt(5),
         // Signals mean nothing or need lines in inittab; the init's own client always works.
@@ -57,7 +57,7 @@ pub fn way(kind: Option<InitKind>, request: Request) -> Way {
 pub fn is_end(kind: Option<InitKind>, signal: i32) -> bool {
     // Halt, which ends a machine as poweroff does.
     let halt = kind == Some(InitKind::Systemd) && signal == libc::SIGRTMIN() + 3;
-    signal == libc::SIGKILL || halt || way(kind, Request::Poweroff) == Way::Signal(signal)
+    signal == libc::SIGKILL || halt || way(kind, Goal::Poweroff) == Way::Signal(signal)
 }
 
 #[cfg(test)]
@@ -67,9 +67,9 @@ mod tests {
     #[test]
     fn no_init_is_told_to_reboot_when_it_should_stop() {
         for kind in InitKind::ALL {
-            assert_ne!(way(Some(kind), Request::Poweroff), way(Some(kind), Request::Reboot), "{kind:?}");
+            assert_ne!(way(Some(kind), Goal::Poweroff), way(Some(kind), Goal::Reboot), "{kind:?}");
         }
-        assert_ne!(way(Some(InitKind::Busybox), Request::Poweroff), Way::Signal(libc::SIGTERM));
+        assert_ne!(way(Some(InitKind::Busybox), Goal::Poweroff), Way::Signal(libc::SIGTERM));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use nix::sys::signalfd::SignalFd;
 
 use super::console::{Event, Token};
 use super::event_loop::{Ended, UNPOLLED, poll_sources};
-use crate::running::control::{self, Answer, Callers, Request};
+use super::requests::{Request, Stage, Verdict, judge};
+use crate::running::control::{self, Answer, Callers};
 
 /// A machine that is about to be started again.
 #[derive(Debug)]
@@ -81,30 +82,30 @@ impl Pause {
 
     fn hear(&mut self, index: usize) {
         let Some((request, connection)) = self.callers.hear(index) else { return };
-        if request == Request::Console {
+        // Whoever went away does not need it.
+        let answer = |connection: &_, answer| drop(control::send(connection, &answer));
+        if let Verdict::Refuse(why) = judge(Stage::Backoff, Request::of(&request, false)) {
+            return answer(&connection, Answer::Refused(why.into()));
+        }
+        if request == control::Request::Console {
             if let Some(console) = &mut self.ended.prepared.console {
                 // A viewer that cannot be served has its connection closed.
                 let _ = console.add_viewer(connection);
             }
             return;
         }
-        // Whoever went away does not need it.
-        let answer = |answer| drop(control::send(&connection, &answer));
-        if matches!(request, Request::Limit(_)) {
-            return answer(Answer::Refused("it has ended and is about to be started again".into()));
-        }
-        answer(Answer::Accepted);
+        answer(&connection, Answer::Accepted);
         match request {
-            Request::Reboot => {
+            control::Request::Reboot => {
                 self.ended.prepared.wait_for_boot.push(connection);
                 self.until = Some(Instant::now());
             }
-            Request::Stop { .. } => {
+            control::Request::Stop { .. } => {
                 self.ended.waiting.push(connection);
                 self.stopped = true;
             }
             // There is nothing left to end but this.
-            Request::Expect | Request::Console | Request::Limit(_) => self.stopped = true,
+            control::Request::Expect | control::Request::Console | control::Request::Limit(_) => self.stopped = true,
         }
     }
 

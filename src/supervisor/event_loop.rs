@@ -12,6 +12,7 @@ use super::change_limits::Changing;
 use super::console::{Event, Token};
 use super::prepare::Prepared;
 use super::ready::Awaited;
+use super::requests::{Goal, Request, Stage, Verdict, judge};
 use super::{MachineError, launch};
 use crate::bus::systemd1::STOP_SIGNAL;
 use crate::cgroup;
@@ -19,7 +20,7 @@ use crate::enter::{self, Command, Stdio};
 use crate::running::control::{self, Answer, Callers, NewLimits};
 use crate::running::restart::{End, Exit, Next};
 use crate::running::state::{Phase, State};
-use crate::running::stop::{self, Request, Way};
+use crate::running::stop::{self, Way};
 use crate::spec::Span;
 use crate::sys::process::{self, Ended as ProcessEnded};
 use crate::sys::{Errno, socket};
@@ -27,10 +28,6 @@ use crate::sys::{Errno, socket};
 /// Signals that concern the supervisor; SIGURG is [`STOP_SIGNAL`].
 pub(super) const SIGNALS: [Signal; 6] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGWINCH, Signal::SIGURG];
-
-/// Exit status of a supervisor that wants its unit to start the machine again. It never does, as it starts the machine
-/// again itself; so a payload that ends with this status must not be taken for one that wants that.
-const REBOOT: u8 = 133;
 
 /// A machine whose payload has been executed.
 #[derive(Debug)]
@@ -54,7 +51,10 @@ pub(super) struct Running {
 
 #[derive(Debug)]
 struct Stopping {
-    request: Request,
+    /// What its init has been asked for.
+    asked: Goal,
+    /// What is to follow its end: a stop turns a reboot that is under way into a poweroff.
+    goal: Goal,
     deadline: Option<Instant>,
     /// When to ask (again).
     ask_at: Option<Instant>,
@@ -262,11 +262,9 @@ impl Running {
                     // A terminal that is gone has no size.
                     let _ = console.resize_to_terminal();
                 }
-            } else if self.stop.is_none() {
-                self.begin(Request::Poweroff, None);
-            } else if info.ssi_signo != STOP_SIGNAL.unsigned_abs() {
-                // Asked twice: now.
-                self.kill();
+            } else {
+                let scope = info.ssi_signo == STOP_SIGNAL.unsigned_abs();
+                self.carry_out(if scope { Request::ScopeStop } else { Request::Signal });
             }
         }
     }
@@ -327,9 +325,40 @@ impl Running {
         let _ = self.prepared.run_dir.write(&self.state);
     }
 
+    fn stage(&self) -> Stage {
+        match &self.stop {
+            Some(stop) if stop.killed => Stage::Killed(stop.goal),
+            Some(stop) => Stage::Stopping(stop.goal),
+            None if self.state.phase == Phase::Starting => Stage::Starting,
+            None => Stage::Running,
+        }
+    }
+
+    /// Does what the table has for a request to end the machine that nobody waits for.
+    fn carry_out(&mut self, request: Request) {
+        self.stop_as(judge(self.stage(), request), Goal::Poweroff, None);
+    }
+
+    fn stop_as(&mut self, verdict: Verdict, goal: Goal, timeout: Option<Duration>) {
+        match verdict {
+            Verdict::Accept => self.begin(goal, timeout),
+            Verdict::Join => self.shorten(timeout),
+            Verdict::Upgrade => self.upgrade(timeout),
+            Verdict::Kill => self.kill(),
+            Verdict::Ignore | Verdict::Refuse(_) => {}
+        }
+    }
+
     /// Takes the request of the caller `index`.
     fn hear(&mut self, index: usize) {
         let Some((request, connection)) = self.callers.hear(index) else { return };
+        let kind = Request::of(&request, self.changing.is_some());
+        let verdict = judge(self.stage(), kind);
+        // Whoever went away does not need it.
+        let answer = |connection: &OwnedFd, answer| drop(control::send(connection, &answer));
+        if let Verdict::Refuse(why) = verdict {
+            return answer(&connection, Answer::Refused(why.into()));
+        }
         match request {
             control::Request::Console => {
                 if let Some(console) = &mut self.prepared.console {
@@ -338,37 +367,31 @@ impl Running {
                 }
             }
             control::Request::Stop { timeout } => {
-                let _ = control::send(&connection, &Answer::Accepted);
+                answer(&connection, Answer::Accepted);
                 self.waiting.push(connection);
-                self.begin(Request::Poweroff, timeout);
+                self.stop_as(verdict, Goal::Poweroff, timeout);
             }
             control::Request::Reboot => {
-                let _ = control::send(&connection, &Answer::Accepted);
+                answer(&connection, Answer::Accepted);
                 self.waiting.push(connection);
-                self.begin(Request::Reboot, None);
+                self.stop_as(verdict, Goal::Reboot, None);
             }
             control::Request::Limit(new) => self.begin_change(*new, connection),
             control::Request::Expect => {
                 let limit = self.prepared.job.plan.exec.stop_timeout.map_or(EXPECTED, Duration::from_secs);
                 self.expected = Instant::now().checked_add(limit);
-                let _ = control::send(&connection, &Answer::Accepted);
+                answer(&connection, Answer::Accepted);
             }
         }
     }
 
-    /// Begins to change the limits, one change after the other.
+    /// Begins to change the limits.
     fn begin_change(&mut self, new: NewLimits, asker: OwnedFd) {
-        let refuse = |asker: &OwnedFd, why: String| {
-            // Whoever went away does not need it.
-            let _ = control::send(asker, &Answer::Refused(why));
-        };
-        if self.changing.is_some() {
-            return refuse(&asker, "its limits are being changed by somebody else".into());
-        }
         let Ok(kept) = asker.try_clone() else { return };
         match Changing::begin(&self.prepared.job, &self.state, new, asker) {
             Ok(changing) => self.changing = Some(changing),
-            Err(e) => refuse(&kept, e.to_string()),
+            // Whoever went away does not need it.
+            Err(e) => drop(control::send(&kept, &Answer::Refused(e.to_string()))),
         }
     }
 
@@ -383,23 +406,40 @@ impl Running {
     fn serve_console(&mut self, token: Token, flags: PollFlags) {
         let Some(console) = &mut self.prepared.console else { return };
         match console.handle(token, flags) {
-            Some(Event::Leave) if self.stop.is_some() => self.kill(),
-            Some(Event::Leave) => self.begin(Request::Poweroff, None),
+            Some(Event::Leave) => self.carry_out(Request::Leave),
             Some(Event::LocalGone | Event::Warning(_)) | None => {}
         }
     }
 
-    /// Asks the init to stop or reboot in its own way; a second request changes only the deadline.
-    fn begin(&mut self, request: Request, timeout: Option<Duration>) {
+    /// When a request that comes now has the machine killed.
+    fn deadline(&self, timeout: Option<Duration>) -> Option<Instant> {
         let limit = timeout.or(self.prepared.job.plan.exec.stop_timeout.map(Duration::from_secs));
-        let deadline = limit.and_then(|l| Instant::now().checked_add(l));
+        limit.and_then(|l| Instant::now().checked_add(l))
+    }
+
+    /// Another request for the same: only a shorter limit counts.
+    fn shorten(&mut self, timeout: Option<Duration>) {
+        let deadline = self.deadline(timeout);
         if let Some(stop) = &mut self.stop {
             stop.deadline = match (stop.deadline, deadline) {
                 (Some(a), Some(b)) => Some(a.min(b)),
                 (a, b) => a.or(b),
             };
-            return;
         }
+    }
+
+    /// Makes a poweroff of the reboot that is under way. Its init goes on as it has begun; another request would disturb it.
+    fn upgrade(&mut self, timeout: Option<Duration>) {
+        self.shorten(timeout);
+        if let Some(stop) = &mut self.stop {
+            stop.goal = Goal::Poweroff;
+        }
+        self.tell_stopping(Goal::Poweroff, timeout);
+    }
+
+    /// Asks the init to stop or reboot in its own way.
+    fn begin(&mut self, goal: Goal, timeout: Option<Duration>) {
+        let deadline = self.deadline(timeout);
         self.state.phase = Phase::Stopping;
         if !self.awaited.is_notice() {
             // A check would be one more process to end.
@@ -409,26 +449,31 @@ impl Running {
         self.save();
         // A frozen init hears nothing.
         let _ = cgroup::freeze(&self.state.cgroup, false);
-        self.prepared.manager.tell(&match request {
-            Request::Poweroff => {
+        self.tell_stopping(goal, timeout);
+        let ask_at = Some(Instant::now());
+        self.stop = Some(Stopping { asked: goal, goal, deadline, ask_at, command: None, killed: false });
+        self.ask_init();
+    }
+
+    fn tell_stopping(&self, goal: Goal, timeout: Option<Duration>) {
+        let limit = timeout.or(self.prepared.job.plan.exec.stop_timeout.map(Duration::from_secs));
+        self.prepared.manager.tell(&match goal {
+            Goal::Poweroff => {
                 // The service manager's own limit must not be shorter than the machine's.
                 let time = limit.unwrap_or(FOR_EVER).min(FOR_EVER).saturating_add(LAST_STEPS).as_micros();
                 format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={time}\nSTATUS=Machine stopping.")
             }
             // This process goes on, so for its manager nothing stops.
-            Request::Reboot => "STATUS=Machine rebooting.".to_owned(),
+            Goal::Reboot => "STATUS=Machine rebooting.".to_owned(),
         });
-        let ask_at = Some(Instant::now());
-        self.stop = Some(Stopping { request, deadline, ask_at, command: None, killed: false });
-        self.ask_init();
     }
 
     /// Asks the init, or notes when to try again: one that has just begun does not listen yet.
     fn ask_init(&mut self) {
         let now = Instant::now();
         let due = |s: &&Stopping| s.command.is_none() && !s.killed && s.ask_at.is_some_and(|at| at <= now);
-        let Some(request) = self.stop.as_ref().filter(due).map(|s| s.request) else { return };
-        let (command, wait) = match stop::way(self.state.init_kind, request) {
+        let Some(goal) = self.stop.as_ref().filter(due).map(|s| s.asked) else { return };
+        let (command, wait) = match stop::way(self.state.init_kind, goal) {
             Way::Signal(signal) => {
                 // Ended already: the loop is about to see it.
                 let _ = process::pidfd_send_signal(&self.leader, signal);
@@ -462,7 +507,7 @@ impl Running {
         match command.step() {
             Ok(None) => return,
             Ok(Some(outcome)) if outcome.exit_status() == 0 => {
-                if matches!(stop::way(self.state.init_kind, stop.request), Way::Client(_)) {
+                if matches!(stop::way(self.state.init_kind, stop.asked), Way::Client(_)) {
                     stop.ask_at = Some(Instant::now() + CLIENT_AGAIN);
                 }
             }
@@ -494,13 +539,15 @@ impl Running {
         self.prepared.slot = None;
         let out_of_memory = cgroup::ran_out_of_memory(&self.state.cgroup);
         let expected = self.expected.is_some_and(|until| Instant::now() <= until);
+        // A stop wins over a reboot from inside.
+        let reboots = judge(self.stage(), Request::GuestReboot) == Verdict::Accept;
         let asked = self.stop.take();
         let killed = asked.as_ref().is_some_and(|s| s.killed);
-        let reboot_asked = asked.as_ref().is_some_and(|s| s.request == Request::Reboot);
+        let reboot_asked = asked.as_ref().is_some_and(|s| s.goal == Goal::Reboot);
         let no_init = self.state.init_kind.is_none();
         let (status, reboot) = match ended {
             // reboot(2) in a pid namespace: the kernel kills PID 1 by one of these two.
-            ProcessEnded::Killed(libc::SIGHUP) => (0, true),
+            ProcessEnded::Killed(libc::SIGHUP) => (0, reboots),
             ProcessEnded::Killed(libc::SIGINT) => (0, false),
             ProcessEnded::Killed(_) if killed => (if reboot_asked { 0 } else { 137 }, reboot_asked),
             ProcessEnded::Killed(signal) => (u8::try_from(128 + signal).unwrap_or(255), false),
@@ -508,15 +555,14 @@ impl Running {
             ProcessEnded::Exited(_) if no_init && reboot_asked => (0, true),
             ProcessEnded::Exited(code) => (code, false),
         };
-        let status = if status == REBOOT { 1 } else { status };
         let end = match ended {
-            ProcessEnded::Killed(libc::SIGHUP) => End::Reboot,
-            ProcessEnded::Killed(libc::SIGINT) => End::Poweroff,
+            ProcessEnded::Killed(libc::SIGHUP) if reboots => End::Reboot,
+            ProcessEnded::Killed(libc::SIGHUP | libc::SIGINT) => End::Poweroff,
             ProcessEnded::Killed(signal) => End::Killed(signal),
             ProcessEnded::Exited(code) => End::Exited(code),
         };
         // One that was to reboot and crashes on the way there has crashed.
-        let asked = asked.is_some_and(|stop| stop.request == Request::Poweroff) || expected;
+        let asked = asked.is_some_and(|stop| stop.goal == Goal::Poweroff) || expected;
         let exit = Exit { end, status, reboot, asked, killed, out_of_memory, gave_up: None };
         if let Some(console) = &mut self.prepared.console {
             console.drain(Duration::from_millis(500));

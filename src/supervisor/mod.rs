@@ -32,6 +32,7 @@ mod machine_cgroup;
 pub mod prepare;
 mod ready;
 mod registration;
+mod requests;
 mod sd_notify;
 mod stub_init;
 

@@ -365,6 +365,39 @@ fn a_reboot_and_viewers_are_served_in_the_pause() {
 }
 
 #[test]
+fn a_stop_refuses_a_reboot_and_wins_over_one_that_is_under_way() {
+    let life = Life::new(
+        "",
+        "trap 'until [ -e /shared/go ]; do sleep 0.1; done; exit 0' TERM; echo up >>/shared/boots; \
+                          while :; do sleep 0.1; done",
+    );
+    let stopping = |verb| {
+        let begun = life.begin(verb);
+        life.wait_for("the request", || life.state() == "stopping");
+        begun
+    };
+    let machine = life.machine.clone();
+    life.ok("start");
+    life.wait_for("its boot", || life.lines("boots") == 1);
+    let stop = stopping("stop");
+    let refused = life.run("reboot");
+    let text = format!("error: cannot reboot machine '{machine}': the machine is shutting down\n");
+    assert_eq!((refused.status, refused.stderr), (1, text));
+    life.touch("go");
+    assert_eq!(finished(stop), (0, format!("Machine '{machine}' has ended.\n")));
+    life.host.assert_nothing_left();
+
+    std::fs::remove_file(life.shared("go")).expect("unlink");
+    life.ok("start");
+    life.wait_for("its second boot", || life.lines("boots") == 2);
+    let reboot = stopping("reboot");
+    life.host.ok(&["stop", "--timeout", "1s", &machine]);
+    assert_eq!(finished(reboot), (1, format!("error: machine '{machine}' ended instead of rebooting\n")));
+    assert_eq!(life.lines("boots"), 2);
+    life.host.assert_nothing_left();
+}
+
+#[test]
 fn a_crash_on_the_way_to_a_reboot_is_a_crash() {
     let life = Life::new(
         "restart = \"on-failure\"\nrestart-delay = \"0s\"",
