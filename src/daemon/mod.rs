@@ -13,50 +13,28 @@
 //! Messages are dispatched by us and not by the library's object server: objects exist as long as a file does, all
 //! interfaces are asked for by an empty name, and `machine/self` is another object for each caller.
 
-mod authority;
-mod call;
-mod definition_image;
-mod enter;
-mod events;
-mod files;
-mod image;
-mod inspect;
-mod interface;
-mod journal;
-mod log_control;
-mod machine;
-mod machinist1;
-mod manager;
-mod objects;
-mod program;
-mod recover;
-mod registry;
-mod restart;
-mod scope;
-mod systemd1_facade;
+mod core;
+mod dbus;
 mod varlink;
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures_core::Stream as _;
 use zbus::connection::Builder;
 use zbus::fdo::{RequestNameFlags, RequestNameReply};
-use zbus::{Connection, Message, MessageStream};
+use zbus::{Connection, MessageStream};
 use zruntime::signal::{Signal, Signals};
-use zruntime::{AsyncIo, Event, Shared, SharedRuntime};
+use zruntime::{Event, Shared, SharedRuntime};
 
+pub use self::core::enter::{Login, serve as help};
+use self::core::registry::Registry;
+use self::core::state::{Daemon, Level, lock};
+use self::core::{events, recover};
 use crate::spec::Layout;
 use crate::sys::socket;
-use authority::Credentials;
-use call::{Call, Failure, Outcome};
-pub use enter::{Login, serve as help};
-use log_control::Level;
-use registry::{HOST, Machine, Process, Registry};
+use dbus::{serve_calls, systemd1_facade};
 
 /// Name of the interface that systemd-machined serves.
 const MACHINE1: &str = "org.freedesktop.machine1";
@@ -117,168 +95,8 @@ impl<T, E: fmt::Display> Doing<T> for Result<T, E> {
     }
 }
 
-/// Operations that may run at once: more are refused, so that a caller cannot make us run out of threads.
-const OPERATIONS: usize = 64;
-
 /// Files that the daemon may have open, if the hard limit allows that.
 const FILES: u64 = 16 * 1024;
-
-/// What all handlers share.
-struct Daemon {
-    layout: Layout,
-    /// Address of the bus if it is not the system's.
-    bus: Option<String>,
-    connection: Connection,
-    runtime: SharedRuntime,
-    registry: Mutex<Registry>,
-    listed: Mutex<manager::Listed>,
-    callers: Mutex<HashMap<String, Credentials>>,
-    /// Limit of open files that we were started with, if we have another by now.
-    file_limit: Option<u64>,
-    /// Scopes that we made and hold.
-    units: Mutex<HashSet<String>>,
-    level: Mutex<Level>,
-    last_call: Mutex<Instant>,
-    read_group: Option<u32>,
-    operations: AtomicUsize,
-    stand_in: systemd1_facade::Units,
-    kept_up: Mutex<restart::Watched>,
-    /// Whether every machine that there is has been found; calls wait for that.
-    complete: AtomicBool,
-    completed: Event,
-    say: fn(u8, &str),
-    quit: Event,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere does not make what we know wrong.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Daemon {
-    fn registry(&self) -> MutexGuard<'_, Registry> {
-        lock(&self.registry)
-    }
-
-    fn callers(&self) -> MutexGuard<'_, HashMap<String, Credentials>> {
-        lock(&self.callers)
-    }
-
-    fn level(&self) -> Level {
-        *lock(&self.level)
-    }
-
-    fn set_level(&self, level: Level) {
-        *lock(&self.level) = level;
-    }
-
-    /// Says a line if it is wanted.
-    fn say(&self, level: Level, text: &str) {
-        if level <= self.level() {
-            (self.say)(level as u8, text);
-        }
-    }
-
-    /// Says that a machine has come or gone, to the journal in its own words if there is one.
-    fn tell(&self, machine: &Machine, started: bool) {
-        let known = journal::machine(&self.layout, machine, started);
-        // Once is enough where the journal reads what we say, too.
-        let level = if known && std::env::var_os("JOURNAL_STREAM").is_some() { Level::Debug } else { Level::Info };
-        let name = &machine.name;
-        self.say(level, &if started { format!("New machine {name}.") } else { format!("Machine {name} terminated.") });
-    }
-
-    /// Whether a machine of that name is there, the host included.
-    fn knows(&self, name: &str) -> bool {
-        name == HOST || self.registry().get(name).is_some()
-    }
-
-    /// The machine of that name; not the host.
-    fn machine(&self, name: &str) -> Outcome<Arc<Machine>> {
-        self.registry().get(name).cloned().ok_or_else(|| Failure::no_such_machine(name))
-    }
-
-    /// Back when every machine that there is has been found.
-    async fn completion(&self) {
-        while !self.complete.load(Ordering::Acquire) {
-            let completed = self.completed.listen();
-            // It may have come between the question and the listening.
-            if self.complete.load(Ordering::Acquire) {
-                return;
-            }
-            completed.await;
-        }
-    }
-
-    /// Does work that may block, beside the bus.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Outcome<T> {
-        if self.operations.fetch_add(1, Ordering::Relaxed) >= OPERATIONS {
-            self.operations.fetch_sub(1, Ordering::Relaxed);
-            return Err(Failure::limits_exceeded("Too many ongoing operations."));
-        }
-        let result = zruntime::unblock(work).await;
-        self.operations.fetch_sub(1, Ordering::Relaxed);
-        Ok(result)
-    }
-
-    /// Sends a signal; a bus that is gone ends the daemon elsewhere.
-    async fn emit(&self, message: zbus::Result<Message>) {
-        if let Ok(message) = message {
-            let _ = self.connection.send(&message).await;
-        }
-    }
-
-    /// Takes a machine in, tells everybody, and waits for its end beside.
-    async fn add(self: &Arc<Self>, machine: Machine) -> Outcome<Arc<Machine>> {
-        let known = self.registry().get(&machine.name).map(|m| m.leader.pid);
-        // Its supervisor may register what we found ourselves when we began.
-        let again = known == Some(machine.leader.pid);
-        if known.is_some() && !again {
-            return Err(Failure::machine_exists(format!("Machine '{}' already exists", machine.name)));
-        }
-        let machine = self.registry().add(machine)?;
-        self.watch(&machine);
-        if again {
-            return Ok(machine);
-        }
-        self.tell(&machine, true);
-        self.emit(objects::machine_signal("MachineNew", &machine.name)).await;
-        Ok(machine)
-    }
-
-    /// Forgets a machine and tells everybody.
-    async fn remove(&self, name: &str) {
-        let removed = self.registry().remove(name);
-        if let Some(machine) = removed {
-            self.tell(&machine, false);
-            self.emit(objects::machine_signal("MachineRemoved", name)).await;
-            scope::forget(self, &machine).await;
-        }
-    }
-
-    /// Removes the machine when its leader ends.
-    fn watch(self: &Arc<Self>, machine: &Arc<Machine>) {
-        let (daemon, name, leader) = (Arc::clone(self), machine.name.clone(), machine.leader.clone());
-        let task = self.runtime.spawn("leader", async move {
-            if let Err(e) = ended(&daemon.runtime, &leader).await {
-                daemon.say(Level::Warning, &format!("Cannot wait for the end of machine {name}: {e}."));
-                return;
-            }
-            // Another machine may have taken the name since.
-            let same = daemon.registry().get(&name).is_some_and(|m| Arc::ptr_eq(m.leader.pidfd(), leader.pidfd()));
-            if same {
-                daemon.remove(&name).await;
-            }
-        });
-        task.detach();
-    }
-}
-
-/// Back when the process has ended.
-async fn ended(runtime: &SharedRuntime, process: &Process) -> std::io::Result<()> {
-    let pidfd = process.pidfd().as_fd().try_clone_to_owned()?;
-    AsyncIo::<_, Shared>::new_nonblocking(runtime, pidfd)?.readable().await
-}
 
 /// Serves until SIGTERM, until the bus goes away, or until nothing has happened for long enough.
 pub fn run(options: &Options) -> Result<(), DaemonError> {
@@ -394,40 +212,6 @@ async fn take_names(connection: &Connection, machine1: Machine1) -> Result<Vec<&
         }
     }
     Ok(names)
-}
-
-async fn serve_calls(daemon: Arc<Daemon>, mut stream: MessageStream) {
-    loop {
-        let next = std::future::poll_fn(|cx| std::pin::Pin::new(&mut stream).poll_next(cx)).await;
-        match next {
-            Some(Ok(message)) if message.message_type() == zbus::message::Type::MethodCall => {
-                *lock(&daemon.last_call) = Instant::now();
-                let (daemon, call) = (Arc::clone(&daemon), Call::new(message, daemon.connection.clone()));
-                let runtime = daemon.runtime.clone();
-                runtime.spawn("call", async move { answer(&daemon, &call).await }).detach();
-            }
-            Some(Ok(_)) => {}
-            Some(Err(_)) | None => {
-                daemon.say(Level::Err, "The bus has gone away.");
-                daemon.quit.notify(1);
-                return;
-            }
-        }
-    }
-}
-
-async fn answer(daemon: &Arc<Daemon>, call: &Call) {
-    daemon.completion().await;
-    let result = objects::dispatch(daemon, call).await;
-    if let Err(failure) = &result {
-        daemon.say(Level::Debug, &format!("{} for {}: {failure}", call.member(), call.sender()));
-    }
-    if !call.wants_reply() {
-        return;
-    }
-    let reply = result.map_or_else(|failure| call.refuse(&failure), Ok);
-    // A caller that has gone away gets no answer.
-    daemon.emit(reply).await;
 }
 
 async fn wait_for_signals(daemon: Arc<Daemon>) {

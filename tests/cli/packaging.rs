@@ -555,7 +555,7 @@ fn members_for_all(path: &str) -> Vec<String> {
 
 /// Methods of an interface as the daemon declares it, in its order.
 fn declared_methods(interface: &str) -> Vec<String> {
-    let source = fs::read_to_string("src/daemon/interface.rs").expect("text");
+    let source = fs::read_to_string("src/daemon/dbus/interface.rs").expect("text");
     let (_, rest) = source.split_once(&format!("\"{interface}\",")).expect("declared");
     let body = rest.split("\",").next().expect("an end");
     let methods = body.lines().filter_map(|line| line.trim().trim_start_matches('"').strip_prefix("method "));

@@ -9,7 +9,7 @@ use zbus::wire::{OwnedObjectPath, Variant};
 use super::machines::{Metadata, pairs};
 use super::wire::{Answer, Refusal, Reply};
 use super::{Context, nothing};
-use crate::daemon::image;
+use crate::daemon::dbus::image;
 
 /// Answers a call.
 pub(super) async fn serve(context: &mut Context<'_>, method: &str) -> Answer<Vec<Reply>> {

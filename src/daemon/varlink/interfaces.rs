@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::wire::{Answer, Refusal, Reply};
 use super::{Context, Service, nothing};
-use crate::daemon::log_control::Level;
+use crate::daemon::core::state::Level;
 
 /// One interface.
 #[derive(Debug)]

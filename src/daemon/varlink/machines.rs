@@ -10,7 +10,7 @@ use zbus::wire::{Fd, Variant};
 
 use super::wire::{Answer, Refusal, Reply};
 use super::{Context, nothing};
-use crate::daemon::registry::{Class, HOST, Machine, NO_CID, Process};
+use crate::daemon::core::registry::{Class, HOST, Machine, NO_CID, Process};
 use crate::spec::{MachineId, MachineName};
 use crate::sys::Errno;
 

@@ -33,9 +33,10 @@ use serde_json::json;
 use zbus::wire::{DynamicType, Type};
 use zruntime::{AsyncIo, Shared, Task};
 
-use super::call::Call;
-use super::{Daemon, lock, manager};
-use crate::daemon::log_control::Level;
+use crate::daemon::core::state::Level;
+use crate::daemon::core::state::{Daemon, lock};
+use crate::daemon::dbus::call::Call;
+use crate::daemon::dbus::manager;
 use crate::sys::{self, Context as _, Errno, socket};
 use wire::{Answer, Incoming, Refusal, Reply, Request};
 

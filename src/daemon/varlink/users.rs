@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::machines::{FIRST_OF_MACHINES, owner};
 use super::wire::{Answer, Refusal, Reply};
-use crate::daemon::registry::Class;
+use crate::daemon::core::registry::Class;
 use crate::spec::MachineName;
 
 /// What callers must say they ask.

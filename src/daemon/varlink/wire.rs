@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::daemon::call::Failure;
+use crate::daemon::dbus::call::Failure;
 use crate::sys::Errno;
 
 /// Most bytes of one message; the longest that makes sense carries the arguments of a shell.

@@ -8,22 +8,22 @@ use std::path::{Path, PathBuf};
 
 use zbus::wire::Variant;
 
-use super::Daemon;
-use super::call::{Call, Failure, Outcome};
-use super::image;
-use super::objects::{self, Properties};
+use super::state::Daemon;
 use crate::config;
+use crate::daemon::dbus::call::{Call, Failure, Outcome};
+use crate::daemon::dbus::image;
+use crate::daemon::dbus::objects::{self, Properties};
 use crate::spec::{MachineName, MachineSpec, RootSource};
 
 /// A definition whose name is no image's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Defined {
+pub(crate) struct Defined {
     name: MachineName,
     definition: PathBuf,
 }
 
 /// Looks for the definition of that name, unless there is an image of it.
-pub(super) fn find(daemon: &Daemon, name: &str) -> Option<Defined> {
+pub(crate) fn find(daemon: &Daemon, name: &str) -> Option<Defined> {
     if image::exists(daemon, name) {
         return None;
     }
@@ -53,7 +53,7 @@ impl Defined {
         }
     }
 
-    pub(super) fn properties(&self, daemon: &Daemon) -> Properties {
+    pub(crate) fn properties(&self, daemon: &Daemon) -> Properties {
         let spec = config::load(&daemon.layout, self.name.as_str()).ok().map(|loaded| loaded.spec);
         // With faults in it, the definition is all that is known; starting the machine tells them.
         let path = spec.as_ref().map_or_else(|| self.definition.clone(), |spec| self.path(daemon, spec));
@@ -73,7 +73,7 @@ impl Defined {
     }
 
     /// Methods of the image's object, and those of the manager about it.
-    pub(super) fn call(&self, call: &Call, member: &str) -> Outcome {
+    pub(crate) fn call(&self, call: &Call, member: &str) -> Outcome {
         let without_image = member.replace("Image", "");
         match without_image.as_str() {
             // What is in its layers is told of their images.
@@ -87,7 +87,7 @@ impl Defined {
 }
 
 /// The image that a method of the manager is about, if it is only a definition.
-pub(super) fn subject(daemon: &Daemon, call: &Call, member: &str) -> Outcome<Option<Defined>> {
+pub(crate) fn subject(daemon: &Daemon, call: &Call, member: &str) -> Outcome<Option<Defined>> {
     let name: String = match member {
         "RenameImage" => call.arguments::<(String, String)>()?.0,
         "CloneImage" => call.arguments::<(String, String, bool)>()?.0,

@@ -18,12 +18,12 @@ use zruntime::Event;
 
 use super::call::{Call, Failure, Outcome};
 use super::interface::SYSTEMD;
-use super::log_control::Level;
 use super::manager::object_path;
 use super::objects::{self, Properties, escape};
-use super::registry::Machine;
-use super::{Daemon, lock};
 use crate::config::definition;
+use crate::daemon::core::registry::Machine;
+use crate::daemon::core::state::Level;
+use crate::daemon::core::state::{Daemon, lock};
 use crate::running::autostart;
 use crate::running::state::{self, Phase, State};
 use crate::spec::{Layout, MachineName};
@@ -32,15 +32,15 @@ use crate::{cgroup, config, host};
 /// The name that is taken.
 const SYSTEMD1: &str = "org.freedesktop.systemd1";
 /// Path of systemd's manager.
-pub(super) const SYSTEMD_PATH: &str = "/org/freedesktop/systemd1";
+pub(crate) const SYSTEMD_PATH: &str = "/org/freedesktop/systemd1";
 /// Below it, all units.
-pub(super) const UNITS: &str = "/org/freedesktop/systemd1/unit";
+pub(crate) const UNITS: &str = "/org/freedesktop/systemd1/unit";
 
 /// A failure so soon is answered with its cause; a later one only ends the job.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Takes systemd's name where it does not run and nobody else stands in for it.
-pub(super) async fn take_name(daemon: &Daemon) -> Option<&'static str> {
+pub(crate) async fn take_name(daemon: &Daemon) -> Option<&'static str> {
     if host::systemd_runs() {
         return None;
     }
@@ -55,12 +55,12 @@ pub(super) async fn take_name(daemon: &Daemon) -> Option<&'static str> {
 }
 
 /// The unit of a machine of ours that has none of systemd's.
-pub(super) fn unit_name(machine: &str) -> String {
+pub(crate) fn unit_name(machine: &str) -> String {
     format!("machinist@{machine}.service")
 }
 
 /// The machine that a unit's name stands for.
-pub(super) fn instance(unit: &str) -> Option<MachineName> {
+pub(crate) fn instance(unit: &str) -> Option<MachineName> {
     let name = unit.strip_suffix(".service")?;
     let name = name.strip_prefix("machinist@").or_else(|| name.strip_prefix("systemd-nspawn@"))?;
     MachineName::parse(name).ok().or_else(|| MachineName::parse(&unescape(name)?).ok())
@@ -144,11 +144,11 @@ impl Unit {
 
 /// What the facade remembers.
 #[derive(Debug, Default)]
-pub(super) struct Units {
+pub(crate) struct Units {
     /// Whether the name is ours.
-    pub(super) served: std::sync::atomic::AtomicBool,
+    pub(crate) served: std::sync::atomic::AtomicBool,
     jobs: std::sync::atomic::AtomicU32,
-    pub(super) failed: Mutex<BTreeSet<MachineName>>,
+    pub(crate) failed: Mutex<BTreeSet<MachineName>>,
 }
 
 /// A path of the host's control groups as the hierarchy has it.
@@ -157,7 +157,7 @@ fn in_hierarchy(path: &Path) -> String {
     below.map_or_else(String::new, |path| format!("/{}", path.display()))
 }
 
-pub(super) fn properties() -> Properties {
+pub(crate) fn properties() -> Properties {
     vec![
         // What clients compare with their own is the number in front.
         ("Version", Variant::from("257 (machinist)")),
@@ -169,7 +169,7 @@ pub(super) fn properties() -> Properties {
 }
 
 /// All of a unit, of both its interfaces.
-pub(super) fn unit_properties(daemon: &Daemon, name: &str) -> Outcome<Properties> {
+pub(crate) fn unit_properties(daemon: &Daemon, name: &str) -> Outcome<Properties> {
     let Some(unit) = Unit::find(daemon, name) else {
         // As systemd does: whoever asks reads that it is not there.
         return Ok(vec![
@@ -220,7 +220,7 @@ pub(super) fn unit_properties(daemon: &Daemon, name: &str) -> Outcome<Properties
 }
 
 /// Methods of systemd's manager.
-pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
+pub(crate) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
     match member {
         // Signals go to everybody, and units are read when they are asked for.
         "Subscribe" | "Unsubscribe" => call.reply(&()),
@@ -300,7 +300,7 @@ pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Out
 }
 
 /// Methods of a unit.
-pub(super) async fn unit_call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Outcome {
+pub(crate) async fn unit_call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Outcome {
     match member {
         "GetProcesses" => processes(daemon, call, name),
         "Start" | "Stop" | "Restart" => job(daemon, call, member, name).await,
@@ -479,7 +479,7 @@ async fn disable(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
 }
 
 /// Gives a machine of ours without a unit of systemd's the one that it has here.
-pub(super) fn adopt(daemon: &Daemon, machine: &mut Machine) {
+pub(crate) fn adopt(daemon: &Daemon, machine: &mut Machine) {
     // Its supervisor writes its state while it registers, so there may be nothing to read yet.
     let ours = machine.service == crate::bus::machine1::SERVICE && machine.uid == 0;
     if machine.unit.is_empty() && ours && daemon.stand_in.served.load(Ordering::Relaxed) {

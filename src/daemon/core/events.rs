@@ -13,16 +13,17 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 use zruntime::{AsyncIo, Shared};
 
-use super::{Daemon, restart};
+use super::restart;
+use super::state::Daemon;
 use crate::plan::limits::Limit;
 use crate::running::state;
 use crate::spec::MachineName;
 use crate::sys::{self, Context as _};
 
 /// Follows the run directories until the daemon ends.
-pub(super) async fn follow(daemon: Arc<Daemon>) {
+pub(crate) async fn follow(daemon: Arc<Daemon>) {
     if let Err(e) = try_follow(&daemon).await {
-        daemon.say(super::log_control::Level::Warning, &format!("No events will be told: {e}."));
+        daemon.say(crate::daemon::core::state::Level::Warning, &format!("No events will be told: {e}."));
     }
 }
 

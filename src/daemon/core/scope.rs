@@ -12,9 +12,9 @@ use futures_core::Stream as _;
 use zbus::wire::{DynamicType, Fd, OwnedObjectPath, OwnedVariant, Variant};
 use zbus::{MatchRule, MessageStream};
 
-use super::Daemon;
-use super::call::{Failure, Outcome};
 use super::registry::{Class, Machine, Process, group_of};
+use super::state::Daemon;
+use crate::daemon::dbus::call::{Failure, Outcome};
 use crate::sys::{Errno, process};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
@@ -64,7 +64,7 @@ async fn has_systemd(daemon: &Daemon) -> bool {
 /// Puts a leader into a scope of its own; without systemd on the host it stays where it is.
 ///
 /// `properties` are the caller's and come last, so that they win. The answer comes when the job is done.
-pub(super) async fn create(
+pub(crate) async fn create(
     daemon: &Arc<Daemon>,
     name: &str,
     class: Class,
@@ -119,7 +119,7 @@ pub(super) async fn create(
         }
     }
     let job = result?;
-    super::lock(&daemon.units).insert(unit.clone());
+    crate::daemon::core::state::lock(&daemon.units).insert(unit.clone());
     let waiting = daemon.runtime.timeout(PATIENCE, ended(&mut removed, &job)).await;
     let outcome = waiting.unwrap_or(None).unwrap_or_else(|| "timeout".to_owned());
     if outcome == "done" {
@@ -143,15 +143,15 @@ async fn ended(removed: &mut MessageStream, job: &OwnedObjectPath) -> Option<Str
 
 /// Lets go of a unit that we made.
 async fn release(daemon: &Daemon, unit: &str) {
-    if super::lock(&daemon.units).remove(unit) {
+    if crate::daemon::core::state::lock(&daemon.units).remove(unit) {
         // It may be gone, and systemd forgets what a connection holds that ends.
         let _ = call(daemon, "UnrefUnit", &unit).await;
     }
 }
 
 /// The machine is no longer known; if its leader has ended, so does what is left in the scope that we made for it.
-pub(super) async fn forget(daemon: &Daemon, machine: &Machine) {
-    let made = super::lock(&daemon.units).contains(&machine.unit);
+pub(crate) async fn forget(daemon: &Daemon, machine: &Machine) {
+    let made = crate::daemon::core::state::lock(&daemon.units).contains(&machine.unit);
     if made && !machine.leader.is_alive() {
         let _ = call(daemon, "StopUnit", &(&machine.unit, "fail")).await;
     }
@@ -159,7 +159,7 @@ pub(super) async fn forget(daemon: &Daemon, machine: &Machine) {
 }
 
 /// Ends a machine at once: its unit if it has one to itself, else its supervisor or its leader.
-pub(super) async fn terminate(daemon: &Arc<Daemon>, machine: &Machine) -> Outcome<()> {
+pub(crate) async fn terminate(daemon: &Arc<Daemon>, machine: &Machine) -> Outcome<()> {
     if !machine.unit.is_empty() && has_systemd(daemon).await {
         if machine.subgroup.is_empty() {
             call(daemon, "StopUnit", &(&machine.unit, "fail")).await?;
@@ -174,7 +174,7 @@ pub(super) async fn terminate(daemon: &Arc<Daemon>, machine: &Machine) -> Outcom
 }
 
 /// Signals every process of a machine: of its unit, of its PID namespace, or of its control group.
-pub(super) async fn kill_all(daemon: &Arc<Daemon>, machine: &Arc<Machine>, signal: i32) -> Outcome<()> {
+pub(crate) async fn kill_all(daemon: &Arc<Daemon>, machine: &Arc<Machine>, signal: i32) -> Outcome<()> {
     if !machine.unit.is_empty() && machine.subgroup.is_empty() && has_systemd(daemon).await {
         call(daemon, "KillUnit", &(&machine.unit, "all", signal)).await?;
         return Ok(());

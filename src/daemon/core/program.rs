@@ -9,22 +9,22 @@ use std::process::{Child, Command, Stdio};
 
 use zruntime::{AsyncIo, Shared};
 
-use super::call::{Failure, Outcome};
 use super::registry::Process;
-use super::{Daemon, ended};
+use super::state::{Daemon, ended};
+use crate::daemon::dbus::call::{Failure, Outcome};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Finished {
+pub(crate) struct Finished {
     /// Exit status, or 128 and the number of the signal.
-    pub(super) status: i32,
+    pub(crate) status: i32,
     /// What it said on standard error, if that was ours.
-    pub(super) said: String,
+    pub(crate) said: String,
 }
 
 impl Finished {
     /// The failure that it told, without the word in front.
-    pub(super) fn check(&self) -> Outcome<()> {
+    pub(crate) fn check(&self) -> Outcome<()> {
         if self.status == 0 {
             return Ok(());
         }
@@ -48,7 +48,7 @@ const LONGEST: usize = 64 * 1024;
 
 impl Daemon {
     /// This program with `arguments`, for the same places on the host.
-    pub(super) fn program(&self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Command {
+    pub(crate) fn program(&self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Command {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("machinist").arg("--root").arg(self.layout.root());
         command.args(arguments.into_iter().map(Into::into)).env("NO_COLOR", "1").process_group(0);
@@ -67,7 +67,7 @@ impl Daemon {
     }
 
     /// Runs a verb with nothing on its standard input and gives what it said.
-    pub(super) async fn run(&self, arguments: &[&str]) -> Outcome<Finished> {
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Outcome<Finished> {
         let mut command = self.program(arguments.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(Failure::failed)?;
@@ -88,7 +88,7 @@ impl Daemon {
     }
 
     /// Runs a verb on the caller's files and ends it when the caller ends.
-    pub(super) async fn run_for(
+    pub(crate) async fn run_for(
         &self,
         arguments: Vec<OsString>,
         files: [OwnedFd; 3],

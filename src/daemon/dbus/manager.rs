@@ -7,21 +7,23 @@ use zbus::wire::{OwnedObjectPath, OwnedVariant, Variant};
 
 use super::call::{Call, Failure, Outcome};
 use super::objects::{self, Properties, image_path, machine_path};
-use super::registry::{Class, HOST, Machine, NO_CID, Process, payload_group, unit_of};
-use super::{Daemon, definition_image, image, inspect, machine};
+use super::{image, machine};
+use crate::daemon::core::registry::{Class, HOST, Machine, NO_CID, Process, payload_group, unit_of};
+use crate::daemon::core::state::Daemon;
+use crate::daemon::core::{definition_image, inspect};
 use crate::spec::MachineName;
 use crate::sys::message::Body;
 
 /// A path as it is sent.
-pub(super) fn object_path(path: String) -> Outcome<OwnedObjectPath> {
+pub(crate) fn object_path(path: String) -> Outcome<OwnedObjectPath> {
     OwnedObjectPath::try_from(path).map_err(Failure::failed)
 }
 
-pub(super) fn properties(daemon: &Daemon) -> Properties {
+pub(crate) fn properties(daemon: &Daemon) -> Properties {
     image::pool(daemon)
 }
 
-pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
+pub(crate) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
     match member {
         "GetMachine" => {
             let name: String = call.arguments()?;
@@ -109,11 +111,11 @@ async fn of_machine(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome 
 /// The answer of `ListMachines` as long as no machine comes or goes. Everybody who watches machines asks for it again and
 /// again, and making it for a thousand takes longer than sending it.
 #[derive(Debug, Default)]
-pub(super) struct Listed(Option<(u64, Body)>);
+pub(crate) struct Listed(Option<(u64, Body)>);
 
 fn list(daemon: &Daemon, call: &Call) -> Outcome {
     let registry = daemon.registry();
-    let mut listed = super::lock(&daemon.listed);
+    let mut listed = crate::daemon::core::state::lock(&daemon.listed);
     if let Some((changes, body)) = &listed.0
         && *changes == registry.changes()
     {
@@ -303,7 +305,7 @@ async fn register(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
     }
     let supervisor = if caller.pid > 1 && caller.pid != leader.pid { Process::open(caller.pid).ok() } else { None };
     if create {
-        super::scope::create(daemon, &claim.name, class, &leader, scope).await?;
+        crate::daemon::core::scope::create(daemon, &claim.name, class, &leader, scope).await?;
     }
     let group = payload_group(leader.pid);
     let (unit, subgroup) = unit_of(&group);
@@ -343,11 +345,11 @@ fn owner(pid: i32) -> Outcome<u32> {
     uid.ok_or_else(|| Failure::errno(crate::sys::Errno::ESRCH, "The leader has ended."))
 }
 
-pub(super) fn micros(duration: std::time::Duration) -> u64 {
+pub(crate) fn micros(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-pub(super) fn monotonic() -> u64 {
+pub(crate) fn monotonic() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000
 }

@@ -4,50 +4,11 @@ use std::sync::Arc;
 
 use zbus::wire::{OwnedVariant, Variant};
 
-use super::Daemon;
 use super::call::{Call, Failure, Outcome};
 use super::objects::Properties;
+use crate::daemon::core::state::{Daemon, Level};
 
-/// How much is said; the words of `syslog(3)`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Level {
-    Emerg,
-    Alert,
-    Crit,
-    Err,
-    Warning,
-    Notice,
-    Info,
-    Debug,
-}
-
-const LEVELS: [(&str, Level); 8] = [
-    ("emerg", Level::Emerg),
-    ("alert", Level::Alert),
-    ("crit", Level::Crit),
-    ("err", Level::Err),
-    ("warning", Level::Warning),
-    ("notice", Level::Notice),
-    ("info", Level::Info),
-    ("debug", Level::Debug),
-];
-
-impl Level {
-    pub(super) fn parse(word: &str) -> Option<Self> {
-        LEVELS.iter().find(|(name, _)| *name == word).map(|(_, level)| *level)
-    }
-
-    /// The level of that priority of `syslog(3)`.
-    pub(super) fn from_number(number: usize) -> Option<Self> {
-        LEVELS.get(number).map(|(_, level)| *level)
-    }
-
-    pub(super) fn as_str(self) -> &'static str {
-        LEVELS.iter().find(|(_, level)| *level == self).map_or("info", |(name, _)| name)
-    }
-}
-
-pub(super) fn properties(daemon: &Daemon) -> Properties {
+pub(crate) fn properties(daemon: &Daemon) -> Properties {
     vec![
         ("LogLevel", Variant::from(daemon.level().as_str())),
         ("LogTarget", Variant::from("console")),
@@ -55,7 +16,7 @@ pub(super) fn properties(daemon: &Daemon) -> Properties {
     ]
 }
 
-pub(super) async fn set(daemon: &Arc<Daemon>, call: &Call, name: &str, value: &OwnedVariant) -> Outcome {
+pub(crate) async fn set(daemon: &Arc<Daemon>, call: &Call, name: &str, value: &OwnedVariant) -> Outcome {
     let word = <&str>::try_from(&**value).map_err(Failure::invalid_args)?;
     let invalid = || Failure::invalid_args(format!("Invalid value '{word}' of property '{name}'."));
     match name {

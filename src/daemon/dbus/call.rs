@@ -18,22 +18,22 @@ use crate::sys::{self, Errno};
 
 /// An error as the caller sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     /// Name of the error on the bus.
-    pub(super) name: Cow<'static, str>,
+    pub(crate) name: Cow<'static, str>,
     /// One line.
-    pub(super) text: String,
+    pub(crate) text: String,
 }
 
 /// What a handler gives.
-pub(super) type Outcome<T = Message> = Result<T, Failure>;
+pub(crate) type Outcome<T = Message> = Result<T, Failure>;
 
 /// Errors with a name of their own, after `org.freedesktop.`.
 macro_rules! failures {
     ($($function:ident = $name:literal;)*) => {
         $(
             #[doc = concat!("`org.freedesktop.", $name, "`")]
-            pub(super) fn $function(text: impl fmt::Display) -> Self {
+            pub(crate) fn $function(text: impl fmt::Display) -> Self {
                 Self { name: Cow::Borrowed(concat!("org.freedesktop.", $name)), text: text.to_string() }
             }
         )*
@@ -62,7 +62,7 @@ impl Failure {
     }
 
     /// No machine of that name.
-    pub(super) fn no_such_machine(name: &str) -> Self {
+    pub(crate) fn no_such_machine(name: &str) -> Self {
         Self {
             name: Cow::Borrowed("org.freedesktop.machine1.NoSuchMachine"),
             text: format!("No machine '{name}' known"),
@@ -70,12 +70,12 @@ impl Failure {
     }
 
     /// No image of that name.
-    pub(super) fn no_such_image(name: &str) -> Self {
+    pub(crate) fn no_such_image(name: &str) -> Self {
         Self { name: Cow::Borrowed("org.freedesktop.machine1.NoSuchImage"), text: format!("No image '{name}' known") }
     }
 
     /// An errno under the name that sd-bus gives it, so that clients of machined turn it back into the same errno.
-    pub(super) fn errno(errno: Errno, text: impl fmt::Display) -> Self {
+    pub(crate) fn errno(errno: Errno, text: impl fmt::Display) -> Self {
         let name = match errno {
             Errno::ENOMEM => "org.freedesktop.DBus.Error.NoMemory".into(),
             Errno::EPERM | Errno::EACCES => "org.freedesktop.DBus.Error.AccessDenied".into(),
@@ -122,7 +122,7 @@ impl fmt::Display for Failure {
 /// Handlers need not know which: they read [`arguments`](Self::arguments), ask the daemon for credentials and
 /// authorisation, and give a [`reply`](Self::reply). The other side of a socket reads that back.
 #[derive(Debug, Clone)]
-pub(super) struct Call {
+pub(crate) struct Call {
     message: Message,
     connection: Connection,
     /// Who called, if it was not over the bus.
@@ -130,14 +130,14 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn new(message: Message, connection: Connection) -> Self {
+    pub(crate) fn new(message: Message, connection: Connection) -> Self {
         Self { message, connection, peer: None }
     }
 
     /// The call of a method of the manager by the process at the other end of a socket.
     ///
     /// `interactive` says whether it is ready to answer questions of polkit.
-    pub(super) fn of_peer<T: Serialize + DynamicType>(
+    pub(crate) fn of_peer<T: Serialize + DynamicType>(
         peer: &Arc<Peer>,
         connection: &Connection,
         member: &str,
@@ -153,31 +153,31 @@ impl Call {
     }
 
     /// Who called, if it was not over the bus.
-    pub(super) fn peer(&self) -> Option<&Arc<Peer>> {
+    pub(crate) fn peer(&self) -> Option<&Arc<Peer>> {
         self.peer.as_ref()
     }
 
-    pub(super) fn header(&self) -> Header<'_> {
+    pub(crate) fn header(&self) -> Header<'_> {
         self.message.header()
     }
 
     /// The path that was called.
-    pub(super) fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         self.header().path().map_or_else(String::new, ToString::to_string)
     }
 
     /// The interface, or nothing if the caller named none.
-    pub(super) fn interface(&self) -> String {
+    pub(crate) fn interface(&self) -> String {
         self.header().interface().map_or_else(String::new, ToString::to_string)
     }
 
     /// The method.
-    pub(super) fn member(&self) -> String {
+    pub(crate) fn member(&self) -> String {
         self.header().member().map_or_else(String::new, ToString::to_string)
     }
 
     /// Unique name of the caller, which the bus puts there, or the process behind a socket.
-    pub(super) fn sender(&self) -> String {
+    pub(crate) fn sender(&self) -> String {
         if let Some(peer) = &self.peer {
             return format!("process {}", peer.pid);
         }
@@ -185,28 +185,28 @@ impl Call {
     }
 
     /// The connection to the bus; the call came over it unless it has a [`peer`](Self::peer).
-    pub(super) fn connection(&self) -> &Connection {
+    pub(crate) fn connection(&self) -> &Connection {
         &self.connection
     }
 
     /// Whether the caller is ready to answer questions of polkit.
-    pub(super) fn interactive(&self) -> bool {
+    pub(crate) fn interactive(&self) -> bool {
         self.header().primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH)
     }
 
     /// Whether the caller wants an answer.
-    pub(super) fn wants_reply(&self) -> bool {
+    pub(crate) fn wants_reply(&self) -> bool {
         !self.header().primary().flags().contains(Flags::NO_REPLY_EXPECTED)
     }
 
     /// Signature of the arguments without the parentheses that several have in the library.
-    pub(super) fn signature(&self) -> String {
+    pub(crate) fn signature(&self) -> String {
         let text = self.header().signature().to_string();
         text.strip_prefix('(').and_then(|t| t.strip_suffix(')')).map_or_else(|| text.clone(), str::to_owned)
     }
 
     /// The arguments, whose signature has been compared with the interface's before.
-    pub(super) fn arguments<T>(&self) -> Outcome<T>
+    pub(crate) fn arguments<T>(&self) -> Outcome<T>
     where
         T: Type + DeserializeOwned,
     {
@@ -214,17 +214,17 @@ impl Call {
     }
 
     /// An answer.
-    pub(super) fn reply<T: Serialize + DynamicType>(&self, body: &T) -> Outcome {
+    pub(crate) fn reply<T: Serialize + DynamicType>(&self, body: &T) -> Outcome {
         self.ours(Message::method_return(&self.header())).build(body).map_err(Failure::from)
     }
 
     /// An answer with a body that was kept.
-    pub(super) fn reply_with(&self, body: &Body) -> Outcome {
+    pub(crate) fn reply_with(&self, body: &Body) -> Outcome {
         body.build(self.ours(Message::method_return(&self.header()))).map_err(Failure::from)
     }
 
     /// An error as an answer.
-    pub(super) fn refuse(&self, failure: &Failure) -> zbus::Result<Message> {
+    pub(crate) fn refuse(&self, failure: &Failure) -> zbus::Result<Message> {
         self.ours(Message::error(&self.header(), failure.name.as_ref())).build(&failure.text)
     }
 

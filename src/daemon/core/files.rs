@@ -6,11 +6,11 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Daemon;
-use super::call::{Call, Failure, Outcome};
 use super::inspect::{ask, container};
-use super::machine::{self, Subject};
 use super::registry::Machine;
+use super::state::Daemon;
+use crate::daemon::dbus::call::{Call, Failure, Outcome};
+use crate::daemon::dbus::machine::{self, Subject};
 use crate::enter::files::{self, Direction, Request};
 
 /// How long a machine may take to show where a bind goes.
@@ -21,20 +21,20 @@ const REPLACE: u64 = 1;
 
 /// The arguments of `BindMount`.
 #[derive(Debug)]
-pub(super) struct Bind {
-    pub(super) source: String,
-    pub(super) destination: String,
-    pub(super) read_only: bool,
-    pub(super) mkdir: bool,
+pub(crate) struct Bind {
+    pub(crate) source: String,
+    pub(crate) destination: String,
+    pub(crate) read_only: bool,
+    pub(crate) mkdir: bool,
 }
 
 /// The arguments of the four copying methods.
 #[derive(Debug)]
-pub(super) struct Copy {
-    pub(super) to: bool,
-    pub(super) source: String,
-    pub(super) destination: String,
-    pub(super) flags: u64,
+pub(crate) struct Copy {
+    pub(crate) to: bool,
+    pub(crate) source: String,
+    pub(crate) destination: String,
+    pub(crate) flags: u64,
 }
 
 fn machine<'a>(subject: &'a Subject, what: &str) -> Outcome<&'a Arc<Machine>> {
@@ -55,7 +55,7 @@ fn is_absolute(path: &str) -> bool {
     path.starts_with('/') && matches!(Path::new(path).components().next_back(), Some(Component::Normal(_)))
 }
 
-pub(super) async fn bind(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, bind: Bind) -> Outcome {
+pub(crate) async fn bind(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, bind: Bind) -> Outcome {
     let machine = machine(subject, "Bind mounting")?;
     let Bind { source, destination, read_only, mkdir } = bind;
     // Unlike a mount point, what is mounted may be the root.
@@ -72,7 +72,7 @@ pub(super) async fn bind(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, b
     call.reply(&())
 }
 
-pub(super) async fn copy(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, copy: Copy) -> Outcome {
+pub(crate) async fn copy(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, copy: Copy) -> Outcome {
     let machine = machine(subject, "Copying files")?;
     let Copy { to, source, destination, flags } = copy;
     if flags & !REPLACE != 0 {

@@ -7,9 +7,10 @@ use zbus::wire::Variant;
 
 use super::call::{Call, Failure, Outcome};
 use super::objects::{self, Properties};
-use super::registry::{HOST, Machine, NO_CID, Process};
-use super::{Daemon, enter, files, inspect};
 use crate::cgroup;
+use crate::daemon::core::registry::{HOST, Machine, NO_CID, Process};
+use crate::daemon::core::state::Daemon;
+use crate::daemon::core::{enter, files, inspect};
 use crate::running::control::{self, Request as Ask};
 use crate::running::state::{self, State};
 use crate::running::stop;
@@ -18,7 +19,7 @@ use crate::sys::process;
 
 /// What can be asked of one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Request {
+pub(crate) enum Request {
     Terminate,
     Kill { whom: String, signal: i32 },
     Addresses,
@@ -33,7 +34,7 @@ pub(super) enum Request {
     RootDirectory,
 }
 
-pub(super) fn properties(daemon: &Daemon, name: &str) -> Outcome<Properties> {
+pub(crate) fn properties(daemon: &Daemon, name: &str) -> Outcome<Properties> {
     if name == HOST {
         return Ok(host_properties());
     }
@@ -91,7 +92,7 @@ fn host_properties() -> Properties {
     ]
 }
 
-pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Outcome {
+pub(crate) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Outcome {
     type Text = String;
     let request = match member {
         "Terminate" => Request::Terminate,
@@ -129,17 +130,17 @@ pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: 
 
 /// What a request is made of: the host, or a machine.
 #[derive(Debug, Clone)]
-pub(super) enum Subject {
+pub(crate) enum Subject {
     Host,
     Machine(Arc<Machine>),
 }
 
 impl Subject {
-    pub(super) fn find(daemon: &Daemon, name: &str) -> Outcome<Self> {
+    pub(crate) fn find(daemon: &Daemon, name: &str) -> Outcome<Self> {
         if name == HOST { Ok(Self::Host) } else { daemon.machine(name).map(Self::Machine) }
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             Self::Host => HOST,
             Self::Machine(machine) => &machine.name,
@@ -148,7 +149,7 @@ impl Subject {
 }
 
 /// Finds the machine and does what is asked.
-pub(super) async fn serve(daemon: &Arc<Daemon>, call: &Call, name: &str, request: Request) -> Outcome {
+pub(crate) async fn serve(daemon: &Arc<Daemon>, call: &Call, name: &str, request: Request) -> Outcome {
     let subject = Subject::find(daemon, name)?;
     match request {
         Request::Terminate => terminate(daemon, call, &subject).await,
@@ -173,7 +174,7 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, call: &Call, name: &str, request
 }
 
 /// Asks polkit, and makes sure that the machine is still the same afterwards.
-pub(super) async fn authorise(
+pub(crate) async fn authorise(
     daemon: &Arc<Daemon>,
     call: &Call,
     machine: &Arc<Machine>,
@@ -186,13 +187,13 @@ pub(super) async fn authorise(
 }
 
 /// Refuses if the machine has gone, even if another has its name by now.
-pub(super) fn still(daemon: &Daemon, machine: &Arc<Machine>) -> Outcome<()> {
+pub(crate) fn still(daemon: &Daemon, machine: &Arc<Machine>) -> Outcome<()> {
     let now = daemon.machine(&machine.name)?;
     if Arc::ptr_eq(&now, machine) { Ok(()) } else { Err(Failure::no_such_machine(&machine.name)) }
 }
 
 /// What our supervisor says of the machine, if it is one of ours.
-pub(super) fn own_state(daemon: &Daemon, machine: &Machine) -> Option<State> {
+pub(crate) fn own_state(daemon: &Daemon, machine: &Machine) -> Option<State> {
     let name = MachineName::parse(&machine.name).ok()?;
     state::read(&daemon.layout, &name).ok()?.filter(|state| state.leader == machine.leader.pid)
 }
@@ -208,7 +209,7 @@ async fn terminate(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outc
             announce(daemon, machine).await?;
             cgroup::kill_payload(&state.cgroup)?;
         }
-        None => super::scope::terminate(daemon, machine).await?,
+        None => crate::daemon::core::scope::terminate(daemon, machine).await?,
     }
     call.reply(&())
 }
@@ -256,7 +257,7 @@ async fn kill(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, whom: &str, 
         },
         _ => match own {
             Some(state) => cgroup::signal_payload(&state.cgroup, signal)?,
-            None => super::scope::kill_all(daemon, machine, signal).await?,
+            None => crate::daemon::core::scope::kill_all(daemon, machine, signal).await?,
         },
     }
     call.reply(&())

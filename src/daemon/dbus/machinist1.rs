@@ -1,6 +1,6 @@
 //! `org.machinist1`: definitions, life and commands, which machine1 has no words for.
 //!
-//! What is asked for is done by this program's own verbs ([`super::program`]), so that a machine that is started over
+//! What is asked for is done by this program's own verbs ([`crate::daemon::core::program`]), so that a machine that is started over
 //! the bus is no other than one that was started by hand, and errors are the same to the letter.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,12 +12,12 @@ use serde_json::Value;
 use zbus::Message;
 use zbus::wire::Variant;
 
-use super::Daemon;
 use super::call::{Call, Failure, Outcome};
 use super::interface::OWN_MANAGER;
 use super::objects::{self, OWN_PATH, Properties};
-use super::registry::Process;
 use crate::config;
+use crate::daemon::core::registry::Process;
+use crate::daemon::core::state::Daemon;
 use crate::running::state::{self, State, Statistics};
 use crate::spec::MachineName;
 
@@ -28,14 +28,14 @@ const EXEC: &str = "org.machinist1.exec";
 const LIMIT: &str = "org.machinist1.limit";
 
 /// Names of all machines that run or are defined.
-pub(super) fn names(daemon: &Daemon) -> BTreeSet<String> {
+pub(crate) fn names(daemon: &Daemon) -> BTreeSet<String> {
     let defined = config::list(&daemon.layout).into_iter().map(|(name, _)| name);
     let running = state::names(&daemon.layout).into_iter().filter(|name| read(daemon, name).is_some());
     defined.chain(running).map(|name| name.as_str().to_owned()).collect()
 }
 
 /// Whether a machine of that name runs or is defined.
-pub(super) fn exists(daemon: &Daemon, name: &str) -> bool {
+pub(crate) fn exists(daemon: &Daemon, name: &str) -> bool {
     find(daemon, name).is_ok()
 }
 
@@ -76,17 +76,17 @@ fn to_dictionary(value: &Value) -> BTreeMap<String, Variant<'static>> {
     entries.filter_map(|(key, value)| Some((key.clone(), to_variant(value)?))).collect()
 }
 
-pub(super) fn manager_properties() -> Properties {
+pub(crate) fn manager_properties() -> Properties {
     vec![("Version", Variant::from(env!("CARGO_PKG_VERSION")))]
 }
 
-pub(super) fn machine_properties(daemon: &Daemon, name: &str) -> Outcome<Properties> {
+pub(crate) fn machine_properties(daemon: &Daemon, name: &str) -> Outcome<Properties> {
     let machine = find(daemon, name)?;
     let text = |key: &str| Variant::from(machine[key].as_str().unwrap_or_default().to_owned());
     Ok(vec![("Name", text("name")), ("State", text("state")), ("Definition", text("definition"))])
 }
 
-pub(super) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
+pub(crate) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
     match member {
         "ListMachines" => {
             let all: bool = call.arguments()?;
@@ -121,7 +121,7 @@ pub(super) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str
     }
 }
 
-pub(super) async fn machine_call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Outcome {
+pub(crate) async fn machine_call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Outcome {
     match member {
         "Get" => get(daemon, call, name).await,
         "GetStatistics" => {
@@ -313,12 +313,12 @@ async fn exec(daemon: &Arc<Daemon>, call: &Call, name: &str, wanted: Exec, files
 
 impl Daemon {
     /// Starts a machine and comes back when it is ready.
-    pub(super) async fn start(&self, name: &str) -> Outcome<()> {
+    pub(crate) async fn start(&self, name: &str) -> Outcome<()> {
         self.run(&["start", "--", name]).await?.check()
     }
 
     /// Tells what happened to everybody who listens.
-    pub(super) async fn event(&self, machine: &str, event: &str, details: &Value) {
+    pub(crate) async fn event(&self, machine: &str, event: &str, details: &Value) {
         let body = (machine, event, to_dictionary(details));
         self.emit(Message::signal(OWN_PATH, OWN_MANAGER.name, "Event").build(&body)).await;
     }

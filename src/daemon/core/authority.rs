@@ -9,17 +9,17 @@ use std::sync::Arc;
 use zbus::names::{BusName, UniqueName};
 use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
 
-use super::Daemon;
-use super::call::{Call, Failure, Outcome};
+use super::state::Daemon;
+use crate::daemon::dbus::call::{Call, Failure, Outcome};
 use crate::sys::process;
 
 /// Who called, as the bus says or the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Credentials {
-    pub(super) uid: u32,
-    pub(super) pid: i32,
+pub(crate) struct Credentials {
+    pub(crate) uid: u32,
+    pub(crate) pid: i32,
     /// In the group that may read.
-    pub(super) reader: bool,
+    pub(crate) reader: bool,
 }
 
 /// Actions that change nothing.
@@ -46,7 +46,7 @@ const REMEMBERED: usize = 1024;
 
 impl Daemon {
     /// Who called. Unique names are never given twice, so the answer is kept.
-    pub(super) async fn credentials(&self, call: &Call) -> Outcome<Credentials> {
+    pub(crate) async fn credentials(&self, call: &Call) -> Outcome<Credentials> {
         if let Some(peer) = call.peer() {
             return Ok(Credentials { uid: peer.uid, pid: peer.pid, reader: false });
         }
@@ -71,7 +71,7 @@ impl Daemon {
     }
 
     /// The process that called.
-    pub(super) async fn process_of(&self, call: &Call) -> Outcome<i32> {
+    pub(crate) async fn process_of(&self, call: &Call) -> Outcome<i32> {
         let pid = self.credentials(call).await?.pid;
         if pid > 0 {
             Ok(pid)
@@ -81,7 +81,7 @@ impl Daemon {
     }
 
     /// Refuses everybody but root.
-    pub(super) async fn require_root(&self, call: &Call) -> Outcome<()> {
+    pub(crate) async fn require_root(&self, call: &Call) -> Outcome<()> {
         if self.credentials(call).await?.uid == 0 {
             return Ok(());
         }
@@ -91,7 +91,7 @@ impl Daemon {
     /// Lets root pass, and the group of readers where nothing is changed, and asks polkit about others.
     ///
     /// `details` are shown to administrators and given to polkit's rules.
-    pub(super) async fn authorise(
+    pub(crate) async fn authorise(
         self: &Arc<Self>,
         call: &Call,
         action: &str,

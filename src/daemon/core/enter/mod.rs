@@ -18,11 +18,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zbus::wire::Fd;
 
-use super::Daemon;
-use super::call::{Call, Failure, Outcome};
-use super::log_control::Level;
-use super::machine::{self, Subject};
 use super::registry::{Class, HOST, Process};
+use super::state::Daemon;
+use crate::daemon::core::state::Level;
+use crate::daemon::dbus::call::{Call, Failure, Outcome};
+use crate::daemon::dbus::machine::{self, Subject};
 use crate::enter::{self, Sharing};
 use helper::{Answer, Helper, Job, Visit};
 
@@ -31,11 +31,11 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// The arguments of `OpenShell`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Shell {
-    pub(super) user: String,
-    pub(super) path: String,
-    pub(super) args: Vec<String>,
-    pub(super) environment: Vec<String>,
+pub(crate) struct Shell {
+    pub(crate) user: String,
+    pub(crate) path: String,
+    pub(crate) args: Vec<String>,
+    pub(crate) environment: Vec<String>,
 }
 
 impl Shell {
@@ -77,19 +77,19 @@ fn is_variable(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-pub(super) async fn pty(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
+pub(crate) async fn pty(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
     authorise(daemon, call, subject, "open-pty", &[("verb", "open_pty")]).await?;
     open(daemon, call, subject, Job::Pty).await
 }
 
-pub(super) async fn login(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
+pub(crate) async fn login(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
     authorise(daemon, call, subject, "login", &[("verb", "open_login")]).await?;
     // Where there is nothing that asks for a password.
     let root_shell = daemon.credentials(call).await?.uid == 0;
     open(daemon, call, subject, Job::Login { root_shell }).await
 }
 
-pub(super) async fn shell(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, shell: Shell) -> Outcome {
+pub(crate) async fn shell(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, shell: Shell) -> Outcome {
     let shell = shell.checked()?;
     if let Subject::Machine(machine) = subject
         && daemon.credentials(call).await?.uid != 0

@@ -14,7 +14,7 @@ const STARTED: &str = "24d8d4452573402496068381a6312df2";
 const STOPPED: &str = "58432bd3bace477cb514b56381b8a758";
 
 /// Tells the journal; whether it could be told.
-pub(super) fn machine(layout: &Layout, machine: &Machine, started: bool) -> bool {
+pub(crate) fn machine(layout: &Layout, machine: &Machine, started: bool) -> bool {
     let path = layout.journal_socket();
     path.to_str().is_some_and(|path| socket::notify(path, &text(machine, started)).is_ok())
 }

@@ -17,19 +17,19 @@ use crate::spec::Layout;
 use crate::sys::{self, Context as _, process};
 
 /// Name of the machine that stands for the host.
-pub(super) const HOST: &str = ".host";
+pub(crate) const HOST: &str = ".host";
 /// What a machine without a VSOCK address has instead.
-pub(super) const NO_CID: u32 = u32::MAX;
+pub(crate) const NO_CID: u32 = u32::MAX;
 
 /// What kind of thing a machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
+pub(crate) enum Class {
     Container,
     Vm,
 }
 
 impl Class {
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Container => "container",
             Self::Vm => "vm",
@@ -37,7 +37,7 @@ impl Class {
     }
 
     /// Reads the word; the host's is not for others to use.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         match text {
             "container" => Some(Self::Container),
             "vm" => Some(Self::Vm),
@@ -48,16 +48,16 @@ impl Class {
 
 /// A process that is told from a later one with the same number.
 #[derive(Debug, Clone)]
-pub(super) struct Process {
-    pub(super) pid: i32,
+pub(crate) struct Process {
+    pub(crate) pid: i32,
     pidfd: Arc<OwnedFd>,
     /// Number of the pidfd's inode: unique for as long as the host runs (Linux 6.9), 0 where it is not.
-    pub(super) id: u64,
+    pub(crate) id: u64,
 }
 
 impl Process {
     /// Takes hold of a living process.
-    pub(super) fn open(pid: i32) -> sys::Result<Self> {
+    pub(crate) fn open(pid: i32) -> sys::Result<Self> {
         if pid <= 0 {
             // The kernel takes such numbers for groups and for everybody.
             return Err(sys::Error { call: format!("pidfd_open({pid})"), errno: sys::Errno::EINVAL });
@@ -67,7 +67,7 @@ impl Process {
     }
 
     /// The same from a pidfd.
-    pub(super) fn from_pidfd(pid: i32, pidfd: OwnedFd) -> sys::Result<Self> {
+    pub(crate) fn from_pidfd(pid: i32, pidfd: OwnedFd) -> sys::Result<Self> {
         /// `PID_FS_MAGIC` of linux/magic.h: pidfds of older kernels share one inode.
         const PID_FS: u64 = 0x5049_4446;
         let call = || format!("fstat(pidfd of {pid})");
@@ -81,51 +81,51 @@ impl Process {
     }
 
     /// For waiting and signalling.
-    pub(super) fn pidfd(&self) -> &Arc<OwnedFd> {
+    pub(crate) fn pidfd(&self) -> &Arc<OwnedFd> {
         &self.pidfd
     }
 
     /// Whether it has not ended.
-    pub(super) fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         process::pidfd_send_signal(self.pidfd.as_fd(), 0).is_ok()
     }
 }
 
 /// A machine that somebody registered.
 #[derive(Debug, Clone)]
-pub(super) struct Machine {
-    pub(super) name: String,
+pub(crate) struct Machine {
+    pub(crate) name: String,
     /// All zero if it has none.
-    pub(super) id: [u8; 16],
+    pub(crate) id: [u8; 16],
     /// Who registered it, as in `systemd-nspawn`.
-    pub(super) service: String,
-    pub(super) class: Class,
-    pub(super) leader: Process,
+    pub(crate) service: String,
+    pub(crate) class: Class,
+    pub(crate) leader: Process,
     /// Who runs it, if that is not the leader.
-    pub(super) supervisor: Option<Process>,
+    pub(crate) supervisor: Option<Process>,
     /// Path of its root on the host, or nothing.
-    pub(super) root: String,
-    pub(super) interfaces: Vec<i32>,
-    pub(super) vsock_cid: u32,
-    pub(super) ssh_address: String,
-    pub(super) ssh_key: String,
+    pub(crate) root: String,
+    pub(crate) interfaces: Vec<i32>,
+    pub(crate) vsock_cid: u32,
+    pub(crate) ssh_address: String,
+    pub(crate) ssh_key: String,
     /// Unit of the host's systemd that the leader is in.
-    pub(super) unit: String,
+    pub(crate) unit: String,
     /// Its control group below that of the unit.
-    pub(super) subgroup: String,
+    pub(crate) subgroup: String,
     /// Path of its control group in the hierarchy; `/` or nothing if it has none of its own.
-    pub(super) group: String,
+    pub(crate) group: String,
     /// Who owns it.
-    pub(super) uid: u32,
+    pub(crate) uid: u32,
     /// When it was registered, in microseconds since 1970.
-    pub(super) realtime: u64,
+    pub(crate) realtime: u64,
     /// The same in microseconds since boot.
-    pub(super) monotonic: u64,
+    pub(crate) monotonic: u64,
 }
 
 /// All machines but the host.
 #[derive(Debug)]
-pub(super) struct Registry {
+pub(crate) struct Registry {
     dir: PathBuf,
     machines: BTreeMap<String, Arc<Machine>>,
     by_leader: HashMap<i32, String>,
@@ -134,7 +134,7 @@ pub(super) struct Registry {
 
 impl Registry {
     /// Reads the state files; those of machines that are gone are removed.
-    pub(super) fn load(layout: &Layout) -> sys::Result<Self> {
+    pub(crate) fn load(layout: &Layout) -> sys::Result<Self> {
         let dir = layout.machine_states();
         std::fs::create_dir_all(&dir).call(|| format!("mkdir('{}')", dir.display()))?;
         let mut registry = Self { dir, machines: BTreeMap::new(), by_leader: HashMap::new(), changes: 0 };
@@ -155,7 +155,7 @@ impl Registry {
     }
 
     /// Takes a machine in and writes its file.
-    pub(super) fn add(&mut self, machine: Machine) -> sys::Result<Arc<Machine>> {
+    pub(crate) fn add(&mut self, machine: Machine) -> sys::Result<Arc<Machine>> {
         self.write(&machine)?;
         let name = machine.name.clone();
         self.insert(machine);
@@ -169,7 +169,7 @@ impl Registry {
     }
 
     /// Forgets a machine.
-    pub(super) fn remove(&mut self, name: &str) -> Option<Arc<Machine>> {
+    pub(crate) fn remove(&mut self, name: &str) -> Option<Arc<Machine>> {
         let machine = self.machines.remove(name)?;
         self.changes += 1;
         self.by_leader.remove(&machine.leader.pid);
@@ -178,27 +178,27 @@ impl Registry {
     }
 
     /// The machine of that name.
-    pub(super) fn get(&self, name: &str) -> Option<&Arc<Machine>> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Machine>> {
         self.machines.get(name)
     }
 
     /// All, by name.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Machine>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Machine>> {
         self.machines.values()
     }
 
     /// How often a machine has come or gone: what was made of all of them holds as long as this stays.
-    pub(super) fn changes(&self) -> u64 {
+    pub(crate) fn changes(&self) -> u64 {
         self.changes
     }
 
     /// Whether there is none.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.machines.is_empty()
     }
 
     /// The machine that a process of the host belongs to: by its being the leader, or by its control group.
-    pub(super) fn of_process(&self, pid: i32) -> Option<&Arc<Machine>> {
+    pub(crate) fn of_process(&self, pid: i32) -> Option<&Arc<Machine>> {
         if let Some(name) = self.by_leader.get(&pid) {
             return self.machines.get(name);
         }
@@ -253,7 +253,7 @@ impl Registry {
 }
 
 /// The control group of a process: the one of the unified hierarchy, or where systemd keeps its own.
-pub(super) fn group_of(pid: i32) -> Option<String> {
+pub(crate) fn group_of(pid: i32) -> Option<String> {
     let text = sys::read_text(Path::new(&format!("/proc/{pid}/cgroup"))).ok()?;
     let find = |prefix: &str| text.lines().find_map(|l| l.split_once(prefix).filter(|(n, _)| n.parse::<u32>().is_ok()));
     let group = find(":name=systemd:").filter(|(_, path)| *path != "/").or_else(|| find("::"))?.1;
@@ -261,7 +261,7 @@ pub(super) fn group_of(pid: i32) -> Option<String> {
 }
 
 /// Unit and control group below it of a path in the hierarchy.
-pub(super) fn unit_of(group: &str) -> (String, String) {
+pub(crate) fn unit_of(group: &str) -> (String, String) {
     let mut parts = group.split('/').filter(|p| !p.is_empty());
     let Some(unit) = parts.by_ref().find(|p| !p.ends_with(".slice")) else { return Default::default() };
     // systemd puts an underscore before a name that would collide with a file of the kernel.
@@ -277,7 +277,7 @@ fn is_below(group: &str, parent: &str) -> bool {
 }
 
 /// The group that holds all of a machine with that leader: an init of systemd moves into one below it.
-pub(super) fn payload_group(leader: i32) -> String {
+pub(crate) fn payload_group(leader: i32) -> String {
     let group = group_of(leader).unwrap_or_default();
     group.strip_suffix("/init.scope").map_or_else(|| group.clone(), str::to_owned)
 }

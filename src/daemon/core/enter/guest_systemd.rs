@@ -17,7 +17,7 @@ use zruntime::SharedRuntime;
 
 use super::helper::Job;
 use super::{Failure, Outcome, Shell};
-use crate::daemon::objects::escape;
+use crate::daemon::dbus::objects::escape;
 use crate::sys::Errno;
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";

@@ -8,29 +8,30 @@ use zbus::Message;
 use zbus::wire::{OwnedVariant, Variant};
 
 use super::call::{Call, Failure, Outcome};
-use super::definition_image::{self, Defined};
 use super::interface::{
     IMAGE, INTROSPECTABLE, Interface, LOG_CONTROL, MACHINE, MANAGER, OWN_MACHINE, OWN_MANAGER, PEER, PROPERTIES,
     SERVICE, STANDARD, SYSTEMD, UNIT, introspection,
 };
 use super::systemd1_facade::{SYSTEMD_PATH, UNITS};
-use super::{Daemon, image, log_control, machine, machinist1, manager, systemd1_facade};
+use super::{image, log_control, machine, machinist1, manager, systemd1_facade};
+use crate::daemon::core::definition_image::{self, Defined};
+use crate::daemon::core::state::Daemon;
 
 /// Path of the manager of machine1.
-pub(super) const MANAGER_PATH: &str = "/org/freedesktop/machine1";
+pub(crate) const MANAGER_PATH: &str = "/org/freedesktop/machine1";
 const MACHINES: &str = "/org/freedesktop/machine1/machine";
 const IMAGES: &str = "/org/freedesktop/machine1/image";
 /// Path of our own manager.
-pub(super) const OWN_PATH: &str = "/org/machinist1";
+pub(crate) const OWN_PATH: &str = "/org/machinist1";
 const OWN_MACHINES: &str = "/org/machinist1/machine";
 const LOG_CONTROL_PATH: &str = "/org/freedesktop/LogControl1";
 
 /// Properties as they are read, with the interface's own order.
-pub(super) type Properties = Vec<(&'static str, Variant<'static>)>;
+pub(crate) type Properties = Vec<(&'static str, Variant<'static>)>;
 
 /// What a path stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Object {
+pub(crate) enum Object {
     /// A place on the way to others.
     Node,
     Manager,
@@ -65,17 +66,17 @@ impl Object {
 }
 
 /// The path of a machine's object.
-pub(super) fn machine_path(name: &str) -> String {
+pub(crate) fn machine_path(name: &str) -> String {
     format!("{MACHINES}/{}", escape(name))
 }
 
 /// The path of an image's object.
-pub(super) fn image_path(name: &str) -> String {
+pub(crate) fn image_path(name: &str) -> String {
     format!("{IMAGES}/{}", escape(name))
 }
 
 /// A name as a label of a path, as sd-bus writes it (`sd_bus_path_encode(3)`).
-pub(super) fn escape(name: &str) -> String {
+pub(crate) fn escape(name: &str) -> String {
     if name.is_empty() {
         return "_".into();
     }
@@ -91,7 +92,7 @@ pub(super) fn escape(name: &str) -> String {
 }
 
 /// The name behind a label; `None` if no name is written so.
-pub(super) fn unescape(label: &str) -> Option<String> {
+pub(crate) fn unescape(label: &str) -> Option<String> {
     if label == "_" {
         return Some(String::new());
     }
@@ -158,7 +159,7 @@ fn is_parent(path: &str) -> bool {
 }
 
 /// Answers a call: the standard interfaces here, all else in the module of the object.
-pub(super) async fn dispatch(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
+pub(crate) async fn dispatch(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
     let (interface, member) = (call.interface(), call.member());
     if interface == PEER {
         check(&STANDARD[0], call)?;
@@ -196,7 +197,7 @@ pub(super) async fn dispatch(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
 }
 
 /// For a method that the interface has and the module has not: cannot happen, and is not a panic.
-pub(super) fn unknown_method(call: &Call) -> Failure {
+pub(crate) fn unknown_method(call: &Call) -> Failure {
     Failure::unknown_method(format!("Unknown method '{}' or interface '{}'.", call.member(), call.interface()))
 }
 
@@ -227,7 +228,7 @@ fn introspect(daemon: &Daemon, object: &Object, path: &str) -> String {
         (Object::Manager, _) => vec!["image".into(), "machine".into()],
         (Object::Node, MACHINES) => {
             let names = daemon.registry().iter().map(|m| escape(&m.name)).collect::<Vec<_>>();
-            std::iter::once(escape(super::registry::HOST)).chain(names).collect()
+            std::iter::once(escape(crate::daemon::core::registry::HOST)).chain(names).collect()
         }
         (Object::OwnManager, _) => vec!["machine".into()],
         (Object::Node, OWN_MACHINES) => machinist1::names(daemon).iter().map(|name| escape(name)).collect(),
@@ -311,7 +312,7 @@ async fn read(daemon: &Arc<Daemon>, object: &Object) -> Outcome<Properties> {
 }
 
 /// A signal of the manager about one machine.
-pub(super) fn machine_signal(member: &str, name: &str) -> zbus::Result<Message> {
+pub(crate) fn machine_signal(member: &str, name: &str) -> zbus::Result<Message> {
     let path = zbus::wire::OwnedObjectPath::try_from(machine_path(name))?;
     Message::signal(MANAGER_PATH, MANAGER.name, member).build(&(name, path))
 }

@@ -9,12 +9,12 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use zbus::wire::OwnedFd as BusFd;
 
-use super::Daemon;
-use super::call::{Call, Failure, Outcome};
-use super::machine::{self, Subject};
-use super::manager::object_path;
-use super::objects::machine_path;
 use super::registry::{Class, Machine};
+use super::state::Daemon;
+use crate::daemon::dbus::call::{Call, Failure, Outcome};
+use crate::daemon::dbus::machine::{self, Subject};
+use crate::daemon::dbus::manager::object_path;
+use crate::daemon::dbus::objects::machine_path;
 use crate::enter::files::{self, Answer, InsideError, Request};
 use crate::sys::namespace::{self, Extent, Ids, Kind};
 use crate::sys::netlink::{self, Address};
@@ -32,7 +32,7 @@ impl From<InsideError> for Failure {
 }
 
 /// The machine if its namespaces can be entered.
-pub(super) fn container<'a>(machine: &'a Arc<Machine>, what: &str) -> Outcome<&'a Arc<Machine>> {
+pub(crate) fn container<'a>(machine: &'a Arc<Machine>, what: &str) -> Outcome<&'a Arc<Machine>> {
     match machine.class {
         Class::Container => Ok(machine),
         Class::Vm => Err(Failure::not_supported(format!("{what} is only supported on container machines."))),
@@ -40,7 +40,7 @@ pub(super) fn container<'a>(machine: &'a Arc<Machine>, what: &str) -> Outcome<&'
 }
 
 /// Has something done in a machine by another process, whose time is limited.
-pub(super) async fn ask(
+pub(crate) async fn ask(
     daemon: &Daemon,
     machine: &Machine,
     request: Request,
@@ -50,7 +50,7 @@ pub(super) async fn ask(
     Ok(daemon.blocking(move || files::ask(leader.as_ref(), &request, limit)).await??)
 }
 
-pub(super) async fn addresses(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
+pub(crate) async fn addresses(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
     let found = match subject {
         Subject::Host => daemon.blocking(|| netlink::addresses(netlink::open()?)).await??,
         Subject::Machine(machine) => {
@@ -91,7 +91,7 @@ fn machine_addresses(leader: &OwnedFd) -> sys::Result<Vec<Address>> {
     netlink::addresses(socket?)
 }
 
-pub(super) fn ssh_info(call: &Call, subject: &Subject) -> Outcome {
+pub(crate) fn ssh_info(call: &Call, subject: &Subject) -> Outcome {
     match subject {
         Subject::Machine(m) if !m.ssh_address.is_empty() && !m.ssh_key.is_empty() => {
             call.reply(&(&m.ssh_address, &m.ssh_key))
@@ -100,7 +100,7 @@ pub(super) fn ssh_info(call: &Call, subject: &Subject) -> Outcome {
     }
 }
 
-pub(super) async fn os_release(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
+pub(crate) async fn os_release(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
     let variables = match subject {
         Subject::Host => daemon.blocking(|| metadata::os_release(&RootFd::open(Path::new("/"))?)).await??,
         Subject::Machine(machine) => {
@@ -118,7 +118,7 @@ pub(super) async fn os_release(daemon: &Arc<Daemon>, call: &Call, subject: &Subj
     call.reply(&fields)
 }
 
-pub(super) fn uid_shift(call: &Call, subject: &Subject) -> Outcome {
+pub(crate) fn uid_shift(call: &Call, subject: &Subject) -> Outcome {
     let Subject::Machine(machine) = subject else { return call.reply(&0_u32) };
     if machine.class != Class::Container {
         return Err(Failure::not_supported("UID/GID shift may only be determined for container machines."));
@@ -140,7 +140,7 @@ fn id_map(machine: &Machine, ids: Ids) -> Outcome<Vec<Extent>> {
     Ok(map?)
 }
 
-pub(super) async fn root_directory(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
+pub(crate) async fn root_directory(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
     let fd = match subject {
         Subject::Host => {
             daemon.authorise(call, MANAGE, &[("verb", "open-root-directory")]).await?;
@@ -163,7 +163,7 @@ const MANAGE: &str = "org.freedesktop.machine1.manage-machines";
 /// Ids below this are the host's own, and of no machine.
 const HOST_IDS: u32 = 0x10000;
 
-pub(super) fn map_ids(daemon: &Daemon, call: &Call, member: &str) -> Outcome {
+pub(crate) fn map_ids(daemon: &Daemon, call: &Call, member: &str) -> Outcome {
     let ids = if member.ends_with("User") { Ids::Users } else { Ids::Groups };
     let (word, letter) = if ids == Ids::Users { ("user", 'U') } else { ("group", 'G') };
     let no_mapping = |text: String| match ids {

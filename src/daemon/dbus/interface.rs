@@ -13,30 +13,30 @@ use std::sync::LazyLock;
 
 /// A named value of a method or a signal.
 #[derive(Debug)]
-pub(super) struct Argument {
-    pub(super) signature: &'static str,
-    pub(super) name: &'static str,
+pub(crate) struct Argument {
+    pub(crate) signature: &'static str,
+    pub(crate) name: &'static str,
 }
 
 /// A method with what it takes and gives.
 #[derive(Debug)]
-pub(super) struct Method {
-    pub(super) name: &'static str,
+pub(crate) struct Method {
+    pub(crate) name: &'static str,
     inputs: Vec<Argument>,
     outputs: Vec<Argument>,
 }
 
 impl Method {
     /// The signature of all that it takes.
-    pub(super) fn takes(&self) -> String {
+    pub(crate) fn takes(&self) -> String {
         self.inputs.iter().map(|a| a.signature).collect()
     }
 }
 
 /// A property that can be read.
 #[derive(Debug)]
-pub(super) struct Property {
-    pub(super) name: &'static str,
+pub(crate) struct Property {
+    pub(crate) name: &'static str,
     signature: &'static str,
     emits: &'static str,
     access: &'static str,
@@ -44,16 +44,16 @@ pub(super) struct Property {
 
 /// One interface.
 #[derive(Debug)]
-pub(super) struct Interface {
-    pub(super) name: &'static str,
-    pub(super) methods: Vec<Method>,
-    pub(super) properties: Vec<Property>,
+pub(crate) struct Interface {
+    pub(crate) name: &'static str,
+    pub(crate) methods: Vec<Method>,
+    pub(crate) properties: Vec<Property>,
     signals: Vec<(&'static str, Vec<Argument>)>,
 }
 
 impl Interface {
     /// Reads the lines described above; only called on text of this program.
-    pub(super) fn parse(name: &'static str, text: &'static str) -> Self {
+    pub(crate) fn parse(name: &'static str, text: &'static str) -> Self {
         let mut interface = Self { name, methods: Vec::new(), properties: Vec::new(), signals: Vec::new() };
         for line in text.lines() {
             let mut words = line.split_whitespace();
@@ -75,12 +75,12 @@ impl Interface {
     }
 
     /// The method of that name.
-    pub(super) fn method(&self, name: &str) -> Option<&Method> {
+    pub(crate) fn method(&self, name: &str) -> Option<&Method> {
         self.methods.iter().find(|m| m.name == name)
     }
 
     /// Adds itself to an introspection text.
-    pub(super) fn write(&self, xml: &mut String) {
+    pub(crate) fn write(&self, xml: &mut String) {
         let _ = writeln!(xml, " <interface name=\"{}\">", self.name);
         for property in &self.properties {
             let _ = writeln!(
@@ -117,7 +117,7 @@ fn argument(word: &'static str) -> Argument {
 }
 
 /// A whole introspection text of an object with these interfaces and children.
-pub(super) fn introspection<'a>(interfaces: &[&Interface], children: impl Iterator<Item = &'a str>) -> String {
+pub(crate) fn introspection<'a>(interfaces: &[&Interface], children: impl Iterator<Item = &'a str>) -> String {
     let mut xml = String::from(
         "<!DOCTYPE node PUBLIC \"-//freedesktop//DTD D-BUS Object Introspection 1.0//EN\"\n\
          \"https://www.freedesktop.org/standards/dbus/1.0/introspect.dtd\">\n<node>\n",
@@ -133,14 +133,14 @@ pub(super) fn introspection<'a>(interfaces: &[&Interface], children: impl Iterat
 }
 
 /// Names of the three interfaces that every object has.
-pub(super) const PEER: &str = "org.freedesktop.DBus.Peer";
+pub(crate) const PEER: &str = "org.freedesktop.DBus.Peer";
 /// See [`PEER`].
-pub(super) const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
+pub(crate) const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
 /// See [`PEER`].
-pub(super) const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+pub(crate) const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// What every object has.
-pub(super) static STANDARD: LazyLock<[Interface; 3]> = LazyLock::new(|| {
+pub(crate) static STANDARD: LazyLock<[Interface; 3]> = LazyLock::new(|| {
     [
         Interface::parse(PEER, "method Ping >\nmethod GetMachineId > s:machine_uuid"),
         Interface::parse(INTROSPECTABLE, "method Introspect > s:xml_data"),
@@ -155,7 +155,7 @@ pub(super) static STANDARD: LazyLock<[Interface; 3]> = LazyLock::new(|| {
 });
 
 /// `org.freedesktop.machine1.Manager` of systemd 257, and what came up to 262.
-pub(super) static MANAGER: LazyLock<Interface> = LazyLock::new(|| {
+pub(crate) static MANAGER: LazyLock<Interface> = LazyLock::new(|| {
     Interface::parse(
         "org.freedesktop.machine1.Manager",
         "property PoolPath s false
@@ -210,7 +210,7 @@ pub(super) static MANAGER: LazyLock<Interface> = LazyLock::new(|| {
 });
 
 /// `org.freedesktop.machine1.Machine`, with the properties of 258.
-pub(super) static MACHINE: LazyLock<Interface> = LazyLock::new(|| {
+pub(crate) static MACHINE: LazyLock<Interface> = LazyLock::new(|| {
     Interface::parse(
         "org.freedesktop.machine1.Machine",
         "property Name s const
@@ -251,7 +251,7 @@ pub(super) static MACHINE: LazyLock<Interface> = LazyLock::new(|| {
 });
 
 /// `org.freedesktop.machine1.Image`.
-pub(super) static IMAGE: LazyLock<Interface> = LazyLock::new(|| {
+pub(crate) static IMAGE: LazyLock<Interface> = LazyLock::new(|| {
     Interface::parse(
         "org.freedesktop.machine1.Image",
         "property Name s false
@@ -277,7 +277,7 @@ pub(super) static IMAGE: LazyLock<Interface> = LazyLock::new(|| {
 });
 
 /// The part of `org.freedesktop.systemd1.Manager` that clients of machined use.
-pub(super) static SYSTEMD: LazyLock<Interface> = LazyLock::new(|| {
+pub(crate) static SYSTEMD: LazyLock<Interface> = LazyLock::new(|| {
     Interface::parse(
         "org.freedesktop.systemd1.Manager",
         "property Version s const
@@ -308,7 +308,7 @@ pub(super) static SYSTEMD: LazyLock<Interface> = LazyLock::new(|| {
 });
 
 /// The same of `org.freedesktop.systemd1.Unit`.
-pub(super) static UNIT: LazyLock<Interface> = LazyLock::new(|| {
+pub(crate) static UNIT: LazyLock<Interface> = LazyLock::new(|| {
     Interface::parse(
         "org.freedesktop.systemd1.Unit",
         "property Id s const
@@ -334,7 +334,7 @@ pub(super) static UNIT: LazyLock<Interface> = LazyLock::new(|| {
 });
 
 /// The same of `org.freedesktop.systemd1.Service`.
-pub(super) static SERVICE: LazyLock<Interface> = LazyLock::new(|| {
+pub(crate) static SERVICE: LazyLock<Interface> = LazyLock::new(|| {
     Interface::parse(
         "org.freedesktop.systemd1.Service",
         "property Type s const
@@ -349,7 +349,7 @@ pub(super) static SERVICE: LazyLock<Interface> = LazyLock::new(|| {
 });
 
 /// `org.freedesktop.LogControl1`, as `systemctl service-log-level` uses it.
-pub(super) static LOG_CONTROL: LazyLock<Interface> = LazyLock::new(|| {
+pub(crate) static LOG_CONTROL: LazyLock<Interface> = LazyLock::new(|| {
     Interface::parse(
         "org.freedesktop.LogControl1",
         "property LogLevel s false write
@@ -359,7 +359,7 @@ pub(super) static LOG_CONTROL: LazyLock<Interface> = LazyLock::new(|| {
 });
 
 /// `org.machinist1.Manager`: what machine1 lacks.
-pub(super) static OWN_MANAGER: LazyLock<Interface> = LazyLock::new(|| {
+pub(crate) static OWN_MANAGER: LazyLock<Interface> = LazyLock::new(|| {
     Interface::parse(
         "org.machinist1.Manager",
         "property Version s const
@@ -378,7 +378,7 @@ pub(super) static OWN_MANAGER: LazyLock<Interface> = LazyLock::new(|| {
 });
 
 /// `org.machinist1.Machine`.
-pub(super) static OWN_MACHINE: LazyLock<Interface> = LazyLock::new(|| {
+pub(crate) static OWN_MACHINE: LazyLock<Interface> = LazyLock::new(|| {
     Interface::parse(
         "org.machinist1.Machine",
         "property Name s const
@@ -444,9 +444,9 @@ mod tests {
             ("Image", ""),
         ];
         for (interface, recorded, (name, later)) in [
-            (&MANAGER, include_str!("../../tests/data/machine1/manager.xml"), LATER[0]),
-            (&MACHINE, include_str!("../../tests/data/machine1/machine.xml"), LATER[1]),
-            (&IMAGE, include_str!("../../tests/data/machine1/image.xml"), LATER[2]),
+            (&MANAGER, include_str!("../../../tests/data/machine1/manager.xml"), LATER[0]),
+            (&MACHINE, include_str!("../../../tests/data/machine1/machine.xml"), LATER[1]),
+            (&IMAGE, include_str!("../../../tests/data/machine1/image.xml"), LATER[2]),
         ] {
             let mut xml = String::new();
             interface.write(&mut xml);

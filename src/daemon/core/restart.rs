@@ -7,27 +7,27 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::log_control::Level;
 use super::registry::Process;
-use super::{Daemon, ended, lock};
+use super::state::{Daemon, ended, lock};
 use crate::config;
+use crate::daemon::core::state::Level;
 use crate::running::restart::{End, Exit, History, Next};
 use crate::running::state::{self, Phase, State};
 use crate::spec::{MachineName, RestartPolicy};
 
 /// By the machine's name: the supervisor that is watched, and what has happened to those before it.
-pub(super) type Watched = HashMap<String, Supervisor>;
+pub(crate) type Watched = HashMap<String, Supervisor>;
 
 /// See above.
 #[derive(Debug)]
-pub(super) struct Supervisor {
+pub(crate) struct Supervisor {
     pid: i32,
     policy: RestartPolicy,
     history: History,
 }
 
 /// Watches the supervisor of a machine that is to be kept up, unless it is watched already.
-pub(super) fn watch(daemon: &Arc<Daemon>, name: &MachineName, state: &State) {
+pub(crate) fn watch(daemon: &Arc<Daemon>, name: &MachineName, state: &State) {
     let Some(policy) = state.restart else { return };
     let pid = state.supervisor;
     if lock(&daemon.kept_up).get(name.as_str()).is_some_and(|known| known.pid == pid) {

@@ -4,17 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Daemon;
-use super::log_control::Level;
-use super::manager::{micros, monotonic};
 use super::registry::{Class, Machine, NO_CID, Process, payload_group, unit_of};
-use super::systemd1_facade;
+use super::state::Daemon;
 use crate::bus::machine1::SERVICE;
+use crate::daemon::core::state::Level;
+use crate::daemon::dbus::manager::{micros, monotonic};
+use crate::daemon::dbus::systemd1_facade;
 use crate::running::state::{self, State};
 use crate::spec::MachineId;
 
 /// Takes in every machine of ours that is not known and wants to be.
-pub(super) async fn take_in(daemon: &Arc<Daemon>) {
+pub(crate) async fn take_in(daemon: &Arc<Daemon>) {
     for name in state::names(&daemon.layout) {
         // What cannot be read is what is not there: its supervisor is at its beginning or its end.
         let Some(state) = state::read(&daemon.layout, &name).ok().flatten() else { continue };

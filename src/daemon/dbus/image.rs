@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use zbus::wire::{OwnedObjectPath, Variant};
 
-use super::Daemon;
 use super::call::{Call, Failure, Outcome};
 use super::manager::object_path;
 use super::objects::{self, Properties, image_path};
+use crate::daemon::core::state::Daemon;
 use crate::image::{CleanMode, Image, ImageError, Store};
 use crate::sys::Errno;
 
@@ -57,13 +57,13 @@ fn or_max(bytes: Option<u64>) -> u64 {
 }
 
 /// Names of all images.
-pub(super) fn names(daemon: &Daemon) -> Vec<String> {
+pub(crate) fn names(daemon: &Daemon) -> Vec<String> {
     // A store that cannot be read has none to show; listing it tells why.
     store(daemon).list().unwrap_or_default().into_iter().map(|image| image.name).collect()
 }
 
 /// Whether there is an image of that name.
-pub(super) fn exists(daemon: &Daemon, name: &str) -> bool {
+pub(crate) fn exists(daemon: &Daemon, name: &str) -> bool {
     find(daemon, name).is_ok()
 }
 
@@ -75,7 +75,7 @@ fn find(daemon: &Daemon, name: &str) -> Outcome<Image> {
     }
 }
 
-pub(super) async fn properties(daemon: &Arc<Daemon>, name: &str) -> Outcome<Properties> {
+pub(crate) async fn properties(daemon: &Arc<Daemon>, name: &str) -> Outcome<Properties> {
     let image = find(daemon, name)?;
     Ok(vec![
         ("Name", Variant::from(image.name)),
@@ -92,7 +92,7 @@ pub(super) async fn properties(daemon: &Arc<Daemon>, name: &str) -> Outcome<Prop
 }
 
 /// The pool's properties.
-pub(super) fn pool(daemon: &Daemon) -> Properties {
+pub(crate) fn pool(daemon: &Daemon) -> Properties {
     let pool = store(daemon).pool();
     vec![
         ("PoolPath", Variant::from(pool.path.display().to_string())),
@@ -102,7 +102,7 @@ pub(super) fn pool(daemon: &Daemon) -> Properties {
 }
 
 /// Methods of the image's object.
-pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Outcome {
+pub(crate) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Outcome {
     let request = match member {
         "Remove" => Request::Remove,
         "Rename" => Request::Rename(call.arguments()?),
@@ -122,7 +122,7 @@ pub(super) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: 
 }
 
 /// Methods of the manager that are about images and the pool.
-pub(super) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
+pub(crate) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
     let (name, request) = match member {
         "ListImages" => return list(daemon, call).await,
         "SetPoolLimit" => return limit_pool(daemon, call).await,
@@ -217,7 +217,7 @@ async fn serve(daemon: &Arc<Daemon>, call: &Call, name: &str, request: Request) 
             });
             let (cloned, new) = cloned.await??;
             let how = cloned.method.as_str();
-            daemon.say(super::log_control::Level::Info, &format!("New image {new}, made by {how}."));
+            daemon.say(crate::daemon::core::state::Level::Info, &format!("New image {new}, made by {how}."));
         }
         Request::ReadOnly(mark) => daemon.blocking(move || store.set_read_only(&name, mark)).await??,
         Request::Limit(limit) => {
