@@ -11,6 +11,7 @@ use clap_complete::CompletionCandidate;
 use clap_complete::engine::{ArgValueCompleter, PathCompleter, ValueCompleter as _};
 use clap_complete::env::{Bash, CompleteEnv, EnvCompleter, Fish, Shells, Zsh};
 
+use super::arguments::{Arguments, Shell};
 use super::output::{Failure, status, written};
 use crate::config;
 use crate::running::state;
@@ -20,14 +21,6 @@ use crate::spec::Layout;
 const VARIABLE: &str = "MACHINIST_COMPLETE";
 
 const SHELLS: &[&dyn EnvCompleter] = &[&Bash, &Fish, &Zsh];
-
-/// The shells there are scripts for.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(crate) enum Shell {
-    Bash,
-    Fish,
-    Zsh,
-}
 
 /// Answers a shell that wants words, and gives the exit status; nothing when this is an ordinary run.
 pub(super) fn answer() -> Option<u8> {
@@ -59,7 +52,7 @@ pub(super) fn script(shell: Shell) -> Result<u8, Failure> {
 
 /// The command line with words to offer for every argument that names something.
 fn command() -> Command {
-    with_words(super::Arguments::command(), "")
+    with_words(Arguments::command(), "")
 }
 
 /// What an argument takes follows from how help calls its value, so that new verbs need nothing.

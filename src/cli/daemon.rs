@@ -27,7 +27,7 @@ pub(crate) struct DaemonArguments {
     #[arg(long, value_enum, default_value = "auto", value_name = "WHETHER")]
     machine1: Whether,
     /// End after so long without machines and calls
-    #[arg(long, value_name = "TIME", value_parser = super::parse_time)]
+    #[arg(long, value_name = "TIME", value_parser = super::words::parse_time)]
     idle_timeout: Option<Duration>,
     /// Group whose members may list and look at machines, also where there is no polkit
     #[arg(long, value_name = "GROUP")]

@@ -2,9 +2,13 @@
 
 use std::path::Path;
 
-use super::look::machine_name;
+use clap::Args;
+
+use super::carried;
+use super::machine::machine_name;
 use super::output::{self, Failure, Failures, say};
-use super::{EnableArguments, StartArguments, StopArguments, carried};
+use super::start::StartArguments;
+use super::stop::StopArguments;
 use crate::bus::SystemBus;
 use crate::bus::systemd1_units;
 use crate::config;
@@ -12,6 +16,16 @@ use crate::plan::unit;
 use crate::running::autostart;
 use crate::running::state;
 use crate::spec::{Layout, MachineName};
+
+#[derive(Debug, Args)]
+pub(crate) struct EnableArguments {
+    /// Machines
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    /// Also start or stop them now
+    #[arg(long)]
+    now: bool,
+}
 
 /// `machinist enable`
 pub(super) fn enable(layout: &Layout, args: &EnableArguments, quiet: bool) -> Result<u8, Failure> {

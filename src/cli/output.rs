@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::io::{IsTerminal as _, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::{ConfigError, Loaded};
 use crate::enter::EnterError;
@@ -291,6 +292,11 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Seconds since a moment, in seconds since 1970.
+pub(crate) fn seconds_since(then: u64) -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()).saturating_sub(then)
 }
 
 /// A duration in the two largest units that fit.

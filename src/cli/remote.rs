@@ -9,11 +9,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::enter::ExecArgs;
 use super::output::{self, Failure, status};
 use crate::bus::SystemBus;
 use crate::bus::machinist1::{Daemon, Exec, Refused};
 use crate::cgroup::Usage;
+use crate::enter::Command;
 use crate::running::state::{MAY_BE_NULL, Statistics};
 use crate::spec::{Layout, ProcessLimits, RestartPolicy};
 
@@ -129,16 +129,16 @@ pub(super) fn statistics(layout: &Layout, names: &[String]) -> Option<Result<Vec
 }
 
 /// Runs a command in a machine, for those who may not enter themselves.
-pub(super) fn exec(layout: &Layout, name: &str, args: &ExecArgs) -> Option<Result<u8, Failure>> {
-    if is_root() || args.tty {
+pub(super) fn exec(layout: &Layout, name: &str, command: &Command) -> Option<Result<u8, Failure>> {
+    if is_root() {
         return None;
     }
     let exec = Exec {
-        user: args.user.as_deref().unwrap_or_default(),
-        command: &args.argv,
-        environment: args.environment.iter().map(|(key, value)| format!("{key}={value}")).collect(),
-        directory: args.directory.as_deref().unwrap_or_default(),
-        timeout: args.timeout,
+        user: command.user.as_deref().unwrap_or_default(),
+        command: &command.argv,
+        environment: command.environment.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        directory: command.directory.as_deref().unwrap_or_default(),
+        timeout: command.timeout,
     };
     let (input, output, error) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let files = [input.as_fd(), output.as_fd(), error.as_fd()];

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use super::look::{machine_name, state_of};
-use super::machine::ask;
+use clap::Args;
+
+use super::machine::{ask, machine_name, state_of};
 use super::output::{self, Failure, say, status};
-use super::{SetArguments, remote};
+use super::remote;
 use crate::config::{self, Change, ConfigError, Loaded, OriginSource};
 use crate::host;
 use crate::plan::{self, PlanError, UnitPlan, limits};
@@ -18,6 +19,18 @@ use crate::running::control::{Answer, Request};
 use crate::running::state::{self, State};
 use crate::spec::{Layout, MachineName, Resources};
 use crate::sys::{self, Context as _, Errno};
+
+#[derive(Debug, Args)]
+pub(crate) struct SetArguments {
+    /// The machine
+    name: String,
+    /// Keys of `[resources]`, as in `memory-max=1G`; without a value, back to what the definition says
+    #[arg(required = true, value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Keep them for later starts, too, in a drop-in of the definition
+    #[arg(long)]
+    save: bool,
+}
 
 /// `machinist set`
 pub(super) fn set(layout: &Layout, args: &SetArguments, quiet: bool) -> Result<u8, Failure> {

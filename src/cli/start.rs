@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 
+use clap::Args;
+
 use super::conduct::{self, Channel, Work};
-use super::look::state_of;
-use super::machine::{Spinner, cannot_start, prepare};
+use super::machine::{Spinner, cannot_start, prepare, state_of};
 use super::output::{self, Failure, Failures, say};
-use super::{StartArguments, carried, remote};
+use super::{carried, remote};
 use crate::config::{self, Family, Loaded, Member};
 use crate::host;
 use crate::plan::dependencies::{Graph, Skipped};
@@ -18,6 +19,25 @@ use crate::supervisor::{self, Exit, MachineError, Prepared};
 use crate::sys::exe_seal;
 use crate::sys::worker::Worker;
 use crate::sys::{process, socket};
+
+#[derive(Debug, Args)]
+pub(crate) struct StartArguments {
+    /// Machines or files
+    #[arg(required_unless_present = "autostart", value_name = "NAME|FILE")]
+    pub(super) names: Vec<String>,
+    /// Also every machine that starts with the host, and none that runs already
+    #[arg(long)]
+    pub(super) autostart: bool,
+    /// Only these and not what they need, which whoever calls has seen to
+    #[arg(long, hide = true)]
+    pub(super) alone: bool,
+    /// Return as soon as the init has begun
+    #[arg(long)]
+    pub(super) no_wait: bool,
+    /// Start at most N machines at once [default: twice the number of processors]
+    #[arg(long, short, value_name = "N")]
+    pub(super) jobs: Option<std::num::NonZeroUsize>,
+}
 
 /// The graph of the definitions; those with faults are in it, alone.
 pub(super) fn graph(family: &Family) -> Graph {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::look::{machine_name, state_of};
+use super::machine::{machine_name, state_of};
 use super::output::{self, Failure, clean, size, status, table, written};
 use super::remote;
 use crate::cgroup::Stall;
@@ -33,7 +33,7 @@ pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
         let seconds = text.parse().map_err(|_| format!("'{text}' is no number of seconds"))?;
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     } else {
-        super::parse_time(text)?
+        super::words::parse_time(text)?
     };
     if time > MOST { Err("it is a day at most".to_owned()) } else { Ok(time) }
 }

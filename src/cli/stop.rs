@@ -3,16 +3,31 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use clap::Args;
+
 use super::conduct::{self, Channel, Work};
-use super::look::{machine_name, state_of};
-use super::machine::{ask, each, remarked, running};
+use super::machine::{ask, each, machine_name, remarked, running, state_of};
 use super::output::{self, Failure, Failures, say};
-use super::{StopArguments, carried, remote};
+use super::words::parse_time;
+use super::{carried, remote};
 use crate::config;
 use crate::plan::dependencies::{Graph, Skipped};
 use crate::running::control::{Answer, Request};
 use crate::running::state::{self, State};
 use crate::spec::{Layout, MachineName, Order};
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArguments {
+    /// Machines
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "NAME")]
+    pub(super) names: Vec<String>,
+    /// Every running machine
+    #[arg(long)]
+    pub(super) all: bool,
+    /// Kill what has not ended after this long, instead of the machine's own `stop-timeout`
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(super) timeout: Option<Duration>,
+}
 
 /// `machinist stop`
 pub(super) fn stop(layout: &Layout, args: &StopArguments, quiet: bool) -> Result<u8, Failure> {

@@ -1,85 +1,22 @@
-//! `list`, `status` and `logs`.
+//! `status`: what a machine is and does.
 
-use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
-use std::time::{SystemTime, UNIX_EPOCH};
-
+use clap::Args;
 use serde_json::{Value, json};
 
-use super::output::{self, Failure, age, clean, size, status, table, written};
-use super::{ListArguments, StatusArguments, remote};
+use super::machine::{machine_name, state_of};
+use super::output::{Failure, age, clean, seconds_since, size, written};
+use super::remote;
 use crate::cgroup::Usage;
 use crate::config;
-use crate::running::state::{self, State};
 use crate::spec::{Layout, MachineName};
-use crate::supervisor::console::{Shown, print_log};
-use crate::sys::Errno;
 
-/// Parses a name given on the command line.
-pub(super) fn machine_name(text: &str) -> Result<MachineName, Failure> {
-    MachineName::parse(text).map_err(|e| Failure::usage(e.to_string()))
-}
-
-fn seconds_since(then: u64) -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()).saturating_sub(then)
-}
-
-/// What a machine's supervisor says of it, if it runs.
-pub(super) fn state_of(layout: &Layout, name: &MachineName) -> Result<Option<State>, Failure> {
-    state::read(layout, name).map_err(|e| Failure::call(format!("cannot look at machine '{name}'"), &e))
-}
-
-/// Every machine that runs, with `all` also those that are only defined, by name.
-fn machines(layout: &Layout, all: bool) -> Result<Vec<Value>, Failure> {
-    let mut machines: BTreeMap<String, Value> = BTreeMap::new();
-    if all {
-        let defined = config::list(layout).into_iter().map(|(name, _)| name.as_str().to_owned());
-        machines.extend(defined.map(|name| (name.clone(), state::summary(&name, None))));
-    }
-    for name in state::names(layout) {
-        if let Some(state) = state_of(layout, &name)? {
-            machines.insert(name.as_str().to_owned(), state::summary(name.as_str(), Some(&state)));
-        }
-    }
-    Ok(machines.into_values().collect())
-}
-
-/// `machinist list`
-pub(super) fn list(layout: &Layout, args: &ListArguments) -> Result<u8, Failure> {
-    let machines = remote::list(layout, args.all).unwrap_or_else(|| machines(layout, args.all))?;
-    if args.names {
-        let names = machines.iter().filter_map(|machine| machine["name"].as_str());
-        return written(|out| names.into_iter().try_for_each(|name| writeln!(out, "{name}")));
-    }
-    if args.json {
-        return written(|out| writeln!(out, "{:#}", Value::from(machines)));
-    }
-    if machines.is_empty() {
-        output::say(
-            false,
-            if args.all { "No machines." } else { "No machines are running; `--all` shows defined ones, too." },
-        );
-        return Ok(status::OK);
-    }
-    let rows: Vec<Vec<String>> = machines.iter().map(row).collect();
-    written(|out| out.write_all(table(&["NAME", "STATE", "INIT", "LEADER", "IDS", "SINCE"], &rows).as_bytes()))
-}
-
-/// One machine's line of the list.
-fn row(machine: &Value) -> Vec<String> {
-    let dash = || "-".to_owned();
-    let word = |key: &str| machine[key].as_str().map_or_else(dash, str::to_owned);
-    if machine["leader"].is_null() {
-        return vec![word("name"), word("state"), dash(), dash(), dash(), dash()];
-    }
-    vec![
-        word("name"),
-        word("state"),
-        machine["init"].as_str().unwrap_or("command").to_owned(),
-        machine["leader"].to_string(),
-        machine["ids"]["shift"].as_u64().map_or_else(|| "host".into(), |shift| shift.to_string()),
-        age(seconds_since(machine["since"].as_u64().unwrap_or(0))),
-    ]
+#[derive(Debug, Args)]
+pub(crate) struct StatusArguments {
+    /// The machine
+    name: String,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// `machinist status`
@@ -174,17 +111,4 @@ fn describe_usage(usage: &Usage, mut line: impl FnMut(&str, Option<String>)) {
         .filter_map(|(what, stall)| Some(format!("{what} {:.1}%", stall.as_ref()?.some_percent?)))
         .collect();
     line("Pressure", Some(told.join(", ")).filter(|told| !told.is_empty()));
-}
-
-/// `machinist logs`
-pub(super) fn logs(layout: &Layout, name: &str, follow: bool, lines: Option<usize>) -> Result<u8, Failure> {
-    let name = machine_name(name)?;
-    let dir = layout.state_dir(&name);
-    let shown = if std::io::stdout().is_terminal() { Shown::Safe } else { Shown::Raw };
-    match print_log(&dir, lines, follow, shown, &mut std::io::stdout().lock()) {
-        Ok(()) => Ok(status::OK),
-        Err(e) if e.errno == Errno::ENOENT => Err(Failure::new(format!("there is no console log of machine '{name}'"))
-            .hint("`machinist list --all` shows which machines there are")),
-        Err(e) => Err(Failure::call(format!("cannot show the console log of machine '{name}'"), &e)),
-    }
 }

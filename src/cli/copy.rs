@@ -1,4 +1,4 @@
-//! `machinist bind`, `copy-to` and `copy-from`.
+//! `copy-to` and `copy-from`: files into and out of a machine.
 
 use std::path::{Path, PathBuf};
 
@@ -6,25 +6,8 @@ use clap::Args;
 
 use super::machine::running;
 use super::output::Failure;
-use crate::enter::files::{self, Bind, Copy, Direction, Request};
+use crate::enter::files::{self, Copy, Direction, Request};
 use crate::spec::Layout;
-
-#[derive(Debug, Args)]
-pub(crate) struct BindArguments {
-    /// The machine
-    name: String,
-    /// File or directory of the host
-    source: PathBuf,
-    /// Where the machine is to see it [default: the same path]
-    #[arg(value_name = "TARGET")]
-    target: Option<String>,
-    /// The machine cannot write to it
-    #[arg(long)]
-    read_only: bool,
-    /// Make what is missing of the target
-    #[arg(long)]
-    mkdir: bool,
-}
 
 #[derive(Debug, Args)]
 pub(crate) struct CopyToArguments {
@@ -54,14 +37,6 @@ pub(crate) struct CopyFromArguments {
     force: bool,
 }
 
-/// `machinist bind`
-pub(super) fn bind(layout: &Layout, args: BindArguments) -> Result<u8, Failure> {
-    let source = on_host(&args.source)?;
-    let target = in_machine(args.target, &source)?;
-    let request = Request::Bind(Bind { source, target, read_only: args.read_only, make: args.mkdir });
-    ask(layout, &args.name, &request, "cannot bind in")
-}
-
 /// `machinist copy-to`
 pub(super) fn copy_to(layout: &Layout, args: CopyToArguments) -> Result<u8, Failure> {
     let source = on_host(&args.source)?;
@@ -79,19 +54,19 @@ pub(super) fn copy_from(layout: &Layout, args: CopyFromArguments) -> Result<u8, 
 }
 
 /// A path of the host, which may be relative to where we are.
-fn on_host(path: &Path) -> Result<String, Failure> {
+pub(super) fn on_host(path: &Path) -> Result<String, Failure> {
     let path = std::path::absolute(path).map_err(|e| Failure::new(format!("no path '{}': {e}", path.display())))?;
     let text = path.to_str().ok_or_else(|| Failure::usage(format!("'{}' is no text", path.display())))?;
     Ok(text.to_owned())
 }
 
 /// A path of the machine, which has no place that it could be relative to.
-fn in_machine(path: Option<String>, same: &str) -> Result<String, Failure> {
+pub(super) fn in_machine(path: Option<String>, same: &str) -> Result<String, Failure> {
     let path = path.unwrap_or_else(|| same.to_owned());
     if path.starts_with('/') { Ok(path) } else { Err(Failure::usage(format!("'{path}' is no absolute path"))) }
 }
 
-fn ask(layout: &Layout, name: &str, request: &Request, doing: &str) -> Result<u8, Failure> {
+pub(super) fn ask(layout: &Layout, name: &str, request: &Request, doing: &str) -> Result<u8, Failure> {
     let (name, state) = running(layout, name)?;
     let leader = state.open_leader().map_err(|e| Failure::call(format!("{doing} machine '{name}'"), &e))?;
     let done = files::ask(leader, request, None);

@@ -1,0 +1,22 @@
+//! `logs`: what a machine has written to its console.
+
+use std::io::IsTerminal as _;
+
+use super::machine::machine_name;
+use super::output::{Failure, status};
+use crate::spec::Layout;
+use crate::supervisor::console::{Shown, print_log};
+use crate::sys::Errno;
+
+/// `machinist logs`
+pub(super) fn logs(layout: &Layout, name: &str, follow: bool, lines: Option<usize>) -> Result<u8, Failure> {
+    let name = machine_name(name)?;
+    let dir = layout.state_dir(&name);
+    let shown = if std::io::stdout().is_terminal() { Shown::Safe } else { Shown::Raw };
+    match print_log(&dir, lines, follow, shown, &mut std::io::stdout().lock()) {
+        Ok(()) => Ok(status::OK),
+        Err(e) if e.errno == Errno::ENOENT => Err(Failure::new(format!("there is no console log of machine '{name}'"))
+            .hint("`machinist list --all` shows which machines there are")),
+        Err(e) => Err(Failure::call(format!("cannot show the console log of machine '{name}'"), &e)),
+    }
+}
