@@ -9,7 +9,7 @@ use super::diagnostic::Place;
 use super::quantities::Timeout;
 use super::reader::{At, Entry, NonEmpty, Reader, Setting, Value, table};
 use super::values::{Argument, choose, read_text};
-use crate::spec::{Ready, RestartPolicy};
+use crate::spec::Ready;
 
 table! {
     /// A check of a machine that is repeated until it succeeds: exactly one of `exec` and `port`.
@@ -59,7 +59,7 @@ impl Setting for Port {
 
 /// A number of times, at least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Count(u32);
+pub(super) struct Count(pub(super) u32);
 
 impl Setting for Count {
     fn read(value: &Value<'_>, reader: &mut Reader<'_>) -> Option<Self> {
@@ -82,7 +82,7 @@ impl Setting for Count {
 
 /// A duration that is not zero; `None` is for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Period(Option<Duration>);
+pub(super) struct Period(pub(super) Option<Duration>);
 
 impl Setting for Period {
     fn read(value: &Value<'_>, reader: &mut Reader<'_>) -> Option<Self> {
@@ -105,7 +105,7 @@ impl Setting for Period {
 
 /// A duration that ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Delay(Duration);
+pub(super) struct Delay(pub(super) Duration);
 
 impl Delay {
     pub(super) const DEFAULT: Self = Self(Duration::from_secs(1));
@@ -188,18 +188,6 @@ fn read_check(table: &ReadyTable, value: &Value<'_>, reader: &mut Reader<'_>) ->
             None
         }
         Some(_) => Some(Ready::Exec(argv)),
-    }
-}
-
-/// What the keys of `[boot]` say about a machine that has ended by itself.
-pub(super) fn restart_policy(boot: &super::file::BootTable) -> RestartPolicy {
-    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let limit = &boot.restart_limit.value;
-    RestartPolicy {
-        when: boot.restart.value,
-        delay_ms: milliseconds(boot.restart_delay.value.0),
-        count: limit.count.value.0,
-        within_ms: limit.within.value.0.map(milliseconds),
     }
 }
 

@@ -5,32 +5,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::diagnostic::{Diagnostic, Problems, nearest};
-use super::file::BootTable;
-use super::reader::At;
-use super::{ConfigError, Loaded, list, load, merge};
+use super::diagnostic::{Diagnostic, nearest};
+use super::error::ConfigError;
+use super::find::{definition, list};
+use super::links::Link;
+use super::load::{Loaded, load};
+use super::merge;
 use crate::spec::{Layout, MachineName};
-
-/// One machine that a definition names, and where it does.
-#[derive(Debug)]
-pub(super) struct Link {
-    key: &'static str,
-    name: MachineName,
-    at: Diagnostic,
-}
-
-/// Every machine that a definition names, the strongest tie first.
-pub(super) fn links(boot: &BootTable, problems: &Problems) -> Vec<Link> {
-    let lists: [(&'static str, &[At<MachineName>]); 3] =
-        [("requires", &boot.requires.value), ("wants", &boot.wants.value), ("after", &boot.after.value)];
-    let links = lists.into_iter().flat_map(|(key, list)| {
-        list.iter().filter_map(move |other| {
-            let message = format!("`boot.{key}`: there is no machine '{}'", other.value);
-            Some(Link { key, name: other.value.clone(), at: problems.quoting(other.place?, message) })
-        })
-    });
-    links.collect()
-}
 
 /// One definition of a family.
 #[derive(Debug)]
@@ -163,7 +144,7 @@ fn locate(layout: &Layout, beside: Option<&Path>, name: &MachineName) -> Option<
     if let Some(file) = file.and_then(|file| file.to_str().map(str::to_owned)) {
         return Some(file);
     }
-    super::definition(layout, name).map(|_| name.to_string())
+    definition(layout, name).map(|_| name.to_string())
 }
 
 fn missing_machine(layout: &Layout, link: &Link) -> Diagnostic {

@@ -3,11 +3,12 @@
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value as Json;
 
+use super::check::Check;
+use super::complaint::Complaint;
 use super::diagnostic::{Place, quoted};
 use super::quantities::Mode;
 use super::reader::{At, Entry, Keyed, Reader, Setting, Value, table};
-use super::validate::Check;
-use super::values::{Complaint, HostPath, read_text};
+use super::values::{HostPath, read_text};
 use crate::spec::{Device, GuestPath, ID_RANGE_SIZE, Permission, UserMode};
 
 table! {

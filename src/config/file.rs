@@ -346,6 +346,11 @@ const TABLES: &[(&str, &[&str])] = &[
     ("`[cgroup]`", CgroupTable::KEYS),
 ];
 
+/// The JSON schema of a machine file.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(MachineFile).to_value()
+}
+
 /// The only table that has a key, for one found in the wrong place.
 pub(super) fn table_with(key: &str) -> Option<&'static str> {
     let mut tables = TABLES.iter().filter(|(_, keys)| keys.contains(&key)).map(|(table, _)| *table);
@@ -368,7 +373,7 @@ mod tests {
         let file = problems.add_file("test.toml".into(), text.to_owned());
         let table = DeTable::parse(text).expect("TOML").into_inner();
         let root = toml::Spanned::new(0..0, DeValue::Table(table));
-        MachineFile::read(&root, &mut Reader::new(file, &mut problems));
+        MachineFile::read(&root, &mut Reader::new(file, &mut problems, table_with));
         problems.into_diagnostics().iter().map(|problem| problem.render(false)).collect()
     }
 

@@ -4,10 +4,11 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value as Json, json};
 use toml::de::DeValue;
 
+use super::complaint::Complaint;
 use super::diagnostic::quoted;
 use super::file::RangeTable;
 use super::reader::{Reader, Setting, Value};
-use super::values::{Complaint, choose, read_text};
+use super::values::{choose, read_text};
 use crate::spec::{BindIdmap, ID_RANGE_SIZE, IdMapEntry, IdRange, IdsOf, UserMode};
 
 impl Setting for u32 {

@@ -13,10 +13,11 @@ use std::sync::Arc;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Place, Problems, escaped, nearest};
-use super::file::MachineFile;
+use super::error::ConfigError;
+use super::file::{MachineFile, table_with};
+use super::find::{is_definition, list};
 use super::reader::{At, Reader, Setting};
 use super::values::ProfileName;
-use super::{ConfigError, list};
 use crate::spec::{Layout, MachineName};
 
 /// Largest file that is read at all.
@@ -139,12 +140,6 @@ fn drop_ins(dirs: &[PathBuf], more: Option<&Path>) -> Result<Vec<PathBuf>, Confi
     Ok(found.into_values().collect())
 }
 
-/// Whether a directory entry counts: `*.toml` and not hidden.
-pub(super) fn is_definition(name: &std::ffi::OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    name.ends_with(b".toml") && !name.starts_with(b".")
-}
-
 /// Reads a whole file as text; nothing if there is none.
 pub(super) fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
     let failed = |action| move |error| ConfigError::Io { action, path: path.to_owned(), error };
@@ -227,7 +222,7 @@ impl Reading {
         self.is_toml &= errors.is_empty();
         let mark = self.problems.len();
         let root = toml::Spanned::new(0..0, DeValue::Table(table.into_inner()));
-        let file = MachineFile::read(&root, &mut Reader::new(index, &mut self.problems));
+        let file = MachineFile::read(&root, &mut Reader::new(index, &mut self.problems, table_with));
         if !bad_lines.is_empty() {
             self.problems.forget_on_lines(index, mark, &bad_lines);
         }

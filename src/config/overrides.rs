@@ -6,12 +6,12 @@ use serde_json::Value as Json;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Place, Problems, quoted};
+use super::error::{ConfigError, Texts};
 use super::file::{MachineFile, table_with};
 use super::merge::{read_text, report_syntax};
 use super::reader::{MapKey, Reader, Setting};
 use super::resources::{PageSize, ResourcesTable};
 use super::show::inline;
-use super::{ConfigError, Texts};
 use crate::spec::{Layout, MachineName, ResourceKey, Resources, Unmet};
 
 /// Name of the drop-in that holds what was set for later starts; no other program writes it.
@@ -235,7 +235,7 @@ fn read_table(toml: &str, file: usize, problems: &mut Problems) -> (ResourcesTab
         report_syntax(problems, Place::new(file, error.span().unwrap_or_default()), error.message());
     }
     let root = toml::Spanned::new(0..0, DeValue::Table(table.into_inner()));
-    let mut reader = Reader::new(file, problems);
+    let mut reader = Reader::new(file, problems, table_with);
     let table =
         if errors.is_empty() { reader.below("resources", |reader| ResourcesTable::read(&root, reader)) } else { None };
     let table = table.unwrap_or_else(ResourcesTable::unset);

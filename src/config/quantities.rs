@@ -6,9 +6,10 @@ use std::time::Duration;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value as Json;
 
+use super::complaint::Complaint;
 use super::diagnostic::quoted;
 use super::reader::{Reader, Setting, Value};
-use super::values::{Complaint, read_text};
+use super::values::read_text;
 use crate::spec::{DURATION_UNITS, Span};
 
 /// A duration; `None` is for ever.
@@ -172,6 +173,16 @@ impl Setting for Mode {
     fn schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "pattern": "^[0-7]{3,5}$" })
     }
+}
+
+/// Reads a size as files and the command line have it, "512M" for instance; gives bytes.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    Size::parse(text).map(|size| size.0).map_err(|complaint| complaint.why)
+}
+
+/// Reads a duration as machine files have it, for the command line; `None` is for ever.
+pub fn parse_time(text: &str) -> Result<Option<Duration>, String> {
+    Timeout::parse(text).map(|t| t.0).map_err(|complaint| complaint.why)
 }
 
 #[cfg(test)]

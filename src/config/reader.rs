@@ -10,8 +10,8 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value as Json, json};
 use toml::de::{DeTable, DeValue};
 
+use super::complaint::Complaint;
 use super::diagnostic::{Diagnostic, Place, Problems, escaped, nearest};
-use super::values::Complaint;
 
 /// A parsed value and where it stands.
 pub(super) type Value<'i> = toml::Spanned<DeValue<'i>>;
@@ -78,11 +78,13 @@ pub(super) struct Reader<'p> {
     file: usize,
     key: String,
     problems: &'p mut Problems,
+    /// The table that has a key, for one found in the wrong place.
+    elsewhere: fn(&str) -> Option<&'static str>,
 }
 
 impl<'p> Reader<'p> {
-    pub(super) fn new(file: usize, problems: &'p mut Problems) -> Self {
-        Self { file, key: String::new(), problems }
+    pub(super) fn new(file: usize, problems: &'p mut Problems, elsewhere: fn(&str) -> Option<&'static str>) -> Self {
+        Self { file, key: String::new(), problems, elsewhere }
     }
 
     /// Where a value stands.
@@ -95,6 +97,14 @@ impl<'p> Reader<'p> {
         let place = self.place(value);
         let message = format!("`{}`: {why}", self.key);
         self.problems.report(place, message)
+    }
+
+    /// Records what a parser says of the value of the current key.
+    pub(super) fn complain(&mut self, value: &Value<'_>, complaint: Complaint) {
+        let diagnostic = self.bad(value, &complaint.why);
+        if let Some(hint) = complaint.hint {
+            diagnostic.hint(hint);
+        }
     }
 
     /// Records that the value has the wrong type.
@@ -134,7 +144,7 @@ impl<'p> Reader<'p> {
             diagnostic.label(format!("expected one of {}", expected.join(", ")));
             if let Some(near) = nearest(name, known.iter().copied()) {
                 diagnostic.hint(format!("did you mean `{near}`?"));
-            } else if let Some(table) = super::file::table_with(name) {
+            } else if let Some(table) = (self.elsewhere)(name) {
                 diagnostic.hint(format!("`{name}` belongs in {table}"));
             }
         }
@@ -453,7 +463,7 @@ pub(super) mod tests {
         let source = format!("key = {text}\n");
         let file = problems.add_file("test.toml".into(), source.clone());
         let table = DeTable::parse(&source).expect("TOML").into_inner();
-        let mut reader = Reader::new(file, &mut problems);
+        let mut reader = Reader::new(file, &mut problems, |_| None);
         let value = reader.below("key", |reader| T::read(&table["key"], reader));
         if problems.is_empty() {
             return Ok(value.expect("a value, since there is no problem"));

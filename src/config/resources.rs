@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value as Json, json};
 
+use super::complaint::Complaint;
 use super::diagnostic::{Place, Problems, quoted};
 use super::quantities::{Size, Timeout};
 use super::reader::{At, Entry, Keyed, MapKey, Reader, Rows, Setting, Value, table};
-use super::values::{Complaint, HostPath, choose};
+use super::values::{HostPath, choose};
 use crate::spec::{Amount, Bound, CpuTime, IoMax, NumberSet, ResourceKey, Resources, Weight};
 
 table! {
@@ -280,7 +281,7 @@ fn read_word<T>(
         reader.mistyped(value, expected);
         return None;
     };
-    parse(text).map_err(|complaint| complaint.tell(value, reader)).ok()
+    parse(text).map_err(|complaint| reader.complain(value, complaint)).ok()
 }
 
 /// A setting written as a word or a number: type, what it is, integers or not, parser, printer, schema.

@@ -5,10 +5,11 @@ use std::marker::PhantomData;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value as Json, json};
 
+use super::complaint::Complaint;
 use super::diagnostic::{Place, quoted};
 use super::quantities::{Size, Timeout};
 use super::reader::{At, Entry, Reader, Setting, Value, table};
-use super::values::{Complaint, read_text};
+use super::values::read_text;
 use crate::spec::{Resource, Rlimit};
 
 table! {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::{Loaded, Origin};
+use super::load::{Loaded, Origin};
 
 impl Origin {
     /// The value in TOML on one line, fit for a terminal; `unset` for a key without a value.

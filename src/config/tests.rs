@@ -1,12 +1,12 @@
 //! Whole definitions on a host of files: which files count, in what order, and what comes out.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use super::*;
-use crate::spec::{BindIdmap, Payload, RootSource, Upper};
+use crate::spec::{BindIdmap, Layout, Payload, RootSource, Upper};
 
 const TREE: &str = "root.directory = \"/srv/tree\"\n";
 

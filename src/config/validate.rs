@@ -1,23 +1,19 @@
 //! Turns a merged file into a [`MachineSpec`], checking what no single value can tell.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::time::Duration;
 
-use super::diagnostic::{Diagnostic, Place, Problems};
+use super::check::Check;
+use super::diagnostic::{Place, Problems};
 use super::file::{
     BindTable, BootTable, CapabilitiesTable, ExtraOverlayTable, MachineFile, RootOverlayTable, RootTable,
     SecurityTable, TmpfsTable, UsersTable,
 };
 use super::reader::{At, NonEmpty};
-use super::values::{CapabilityWord, InitWord, SyscallWord};
+use super::values::{Argument, CapabilityWord, InitWord, SyscallWord};
 use crate::spec::{
     Bind, Boot, CAPABILITIES, Console, ExtraOverlay, GuestPath, Hostname, Identity, Layer, MachineName, MachineSpec,
-    Order, Ownership, Payload, ProcessLimits, Root, RootSource, Security, Tmpfs, Upper, UserMode, Users,
+    Order, Ownership, Payload, ProcessLimits, RestartPolicy, Root, RootSource, Security, Tmpfs, Upper, UserMode, Users,
 };
-
-/// Places in the machine that are ours: with everything below, or only the place itself.
-const RESERVED: [(&str, bool); 6] =
-    [("/proc", true), ("/sys", true), ("/dev", false), ("/dev/pts", true), ("/dev/console", true), ("/run/host", true)];
 
 /// Most lower layers of an overlay (`OVL_MAX_STACK` of the kernel).
 const MAX_LAYERS: usize = 500;
@@ -44,7 +40,7 @@ pub(super) fn validate(
     main: usize,
     problems: &mut Problems,
 ) -> Option<MachineSpec> {
-    let mut check = Check { problems, main, targets: HashMap::new(), uppers: HashMap::new() };
+    let mut check = Check::new(problems, main);
     let boot = check.boot(&name, &file.boot.value);
     let root = check.root(&file.root);
     // All of each kind first, so that every problem is found.
@@ -77,36 +73,7 @@ pub(super) fn validate(
     })
 }
 
-/// What is seen so far of things that may exist only once.
-pub(super) struct Check<'p> {
-    problems: &'p mut Problems,
-    main: usize,
-    pub(super) targets: HashMap<GuestPath, Option<Place>>,
-    uppers: HashMap<PathBuf, Option<Place>>,
-}
-
 impl Check<'_> {
-    /// Records a problem of a value, or of the whole file when nothing in it set the value.
-    pub(super) fn report(&mut self, place: Option<Place>, message: impl Into<String>) -> &mut Diagnostic {
-        match place {
-            Some(place) => self.problems.report(place, message),
-            None => self.problems.report_file(self.main, message),
-        }
-    }
-
-    pub(super) fn clash(
-        &mut self,
-        place: Option<Place>,
-        message: impl Into<String>,
-        earlier: Option<Place>,
-        text: &str,
-    ) {
-        match place {
-            Some(place) => drop(self.problems.clash(place, message, earlier, text)),
-            None => drop(self.problems.report_file(self.main, message)),
-        }
-    }
-
     fn boot(&mut self, name: &MachineName, boot: &BootTable) -> Option<Boot> {
         let of_an_init =
             [("init", boot.init.place, "an init is"), ("args", boot.args.place, "arguments of an init are")];
@@ -116,8 +83,7 @@ impl Check<'_> {
                 self.clash(boot.command.place, message, place, &format!("{what} given here"));
             }
         }
-        let strings =
-            |args: &[At<super::values::Argument>]| args.iter().map(|arg| arg.value.as_str().to_owned()).collect();
+        let strings = |args: &[At<Argument>]| args.iter().map(|arg| arg.value.as_str().to_owned()).collect();
         let args: Vec<String> = strings(&boot.args.value);
         let payload = match (&boot.command.value, &boot.init.value) {
             (Some(command), _) => {
@@ -140,7 +106,7 @@ impl Check<'_> {
             autostart: boot.autostart.value,
             order: self.order(name, boot),
             ready: boot.ready.value.clone(),
-            restart: super::boot::restart_policy(boot),
+            restart: restart_policy(boot),
             stop_timeout: boot.stop_timeout.value.0,
             clock: boot.clock.value,
             check_os_release: boot.check_os_release.value,
@@ -236,30 +202,6 @@ impl Check<'_> {
         Some(lower.iter().map(|layer| layer.value.clone()).collect())
     }
 
-    /// Checks that a target is given, is not one of ours and is not taken.
-    pub(super) fn target(
-        &mut self,
-        key: &str,
-        target: &At<Option<GuestPath>>,
-        row: Option<Place>,
-    ) -> Option<GuestPath> {
-        let place = target.place.or(row);
-        let Some(path) = &target.value else {
-            if !target.is_set() {
-                self.report(row, format!("`{key}`: missing key `target`"));
-            }
-            return None;
-        };
-        let is_ours = |(ours, below): &&(&str, bool)| path.as_str() == *ours || *below && path.is_at_or_below(ours);
-        if let Some((ours, _)) = RESERVED.iter().find(is_ours) {
-            self.report(place, format!("`{key}.target`: '{path}' belongs to the {ours} that every machine gets"));
-        } else if let Some(earlier) = self.targets.insert(path.clone(), place) {
-            let (first, second) = if earlier <= place { (earlier, place) } else { (place, earlier) };
-            self.clash(second, format!("`target`: '{path}' is given twice"), first, "first here");
-        }
-        Some(path.clone())
-    }
-
     fn bind(&mut self, row: &At<BindTable>) -> Option<Bind> {
         let bind = &row.value;
         let Some(source) = &bind.source.value else {
@@ -350,5 +292,17 @@ impl Check<'_> {
         let added = if add_all { all_but(&drop) } else { add.clone() };
         let dropped = if drop_all { all_but(&add) } else { drop };
         (added, dropped)
+    }
+}
+
+/// What the keys of `[boot]` say about a machine that has ended by itself.
+fn restart_policy(boot: &BootTable) -> RestartPolicy {
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let limit = &boot.restart_limit.value;
+    RestartPolicy {
+        when: boot.restart.value,
+        delay_ms: milliseconds(boot.restart_delay.value.0),
+        count: limit.count.value.0,
+        within_ms: limit.within.value.0.map(milliseconds),
     }
 }

@@ -2,72 +2,19 @@
 //!
 //! Words that the rest of the program shares come from [`crate::spec`]; those here exist only in files.
 
-use std::fmt;
 use std::path::Path;
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value as Json;
 
+use super::complaint::Complaint;
 use super::diagnostic::{nearest, quoted};
 use super::reader::{MapKey, Reader, Setting, Value};
 use crate::plan::seccomp::SyscallPolicy;
 use crate::spec::{
     CAPABILITIES, Clock, GuestPath, Hostname, ImageName, InitKind, Layer, MachineId, MachineName, NetworkMode,
-    Ownership, Propagation, Register, Restart, Upper, Volatile, WordError,
+    Ownership, Propagation, Register, Restart, Upper, Volatile,
 };
-
-/// What is wrong with a text, and what to write instead if we know.
-#[derive(Debug)]
-pub(super) struct Complaint {
-    why: String,
-    hint: Option<String>,
-}
-
-impl Complaint {
-    pub(super) fn new(why: impl Into<String>) -> Self {
-        Self { why: why.into(), hint: None }
-    }
-
-    pub(super) fn why(self) -> String {
-        self.why
-    }
-
-    /// Tells it of the value of the key that is being read.
-    pub(super) fn tell(self, value: &Value<'_>, reader: &mut Reader<'_>) {
-        let diagnostic = reader.bad(value, &self.why);
-        if let Some(hint) = self.hint {
-            diagnostic.hint(hint);
-        }
-    }
-
-    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
-    /// The same where it has none yet.
-    pub(super) fn or_hint(self, hint: impl Into<String>) -> Self {
-        if self.hint.is_some() { self } else { self.hint(hint) }
-    }
-
-    /// Names one more thing that would have been right.
-    pub(super) fn or(mut self, other: &str) -> Self {
-        self.why = format!("{} or {other}", self.why);
-        self
-    }
-}
-
-impl fmt::Display for Complaint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.why)
-    }
-}
-
-impl From<WordError> for Complaint {
-    fn from(error: WordError) -> Self {
-        Self::new(error.to_string())
-    }
-}
 
 /// Reads a string and hands it to a parser.
 pub(super) fn read_text<T>(
@@ -83,7 +30,7 @@ pub(super) fn read_text<T>(
     match parse(text) {
         Ok(read) => Some(read),
         Err(complaint) => {
-            complaint.tell(value, reader);
+            reader.complain(value, complaint);
             None
         }
     }

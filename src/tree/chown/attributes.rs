@@ -1,6 +1,6 @@
 //! Extended attributes that hold ids, rewritten for other ids. Pure; the layouts are the kernel's.
 
-use super::moved;
+use crate::spec::ID_RANGE_SIZE;
 
 /// `linux/posix_acl_xattr.h`: a version, then entries of tag, permissions and id, all little endian.
 const ACL_VERSION: [u8; 4] = 2_u32.to_le_bytes();
@@ -13,6 +13,11 @@ const CAPS_BITS: usize = 20;
 const CAPS_REVISION: u32 = 0xFF00_0000;
 const CAPS_OF_HOST: u32 = 0x0200_0000;
 const CAPS_OF_NAMESPACE: u32 = 0x0300_0000;
+
+/// The same id in the range that begins at `shift`.
+pub(super) fn moved(id: u32, shift: u32) -> u32 {
+    shift | (id & (ID_RANGE_SIZE - 1))
+}
 
 /// The value of a POSIX ACL attribute with its ids moved; `None` if it has a form we do not know.
 pub(super) fn move_acl(acl: &[u8], shift: u32) -> Option<Vec<u8>> {

@@ -14,7 +14,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use attributes::Kept;
+use attributes::{Kept, moved};
 use rustix::fs::{FileType, OFlags, Stat};
 
 use crate::spec::{ID_RANGE_SIZE, IdRange};
@@ -95,10 +95,6 @@ pub fn give_to(tree: &RootFd, range: IdRange, progress: &mut dyn FnMut(u64)) -> 
     walk(dir, &mut giver).map_err(|Stopped { path, cause }| ChownError::File { path, cause })?;
     giver.give(&root).map_err(failed)?;
     Ok(giver.done)
-}
-
-fn moved(id: u32, shift: u32) -> u32 {
-    shift | (id & (ID_RANGE_SIZE - 1))
 }
 
 fn has_high_bits(stat: &Stat, shift: u32) -> bool {
