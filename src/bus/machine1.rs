@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zbus::wire::{OwnedObjectPath, OwnedVariant};
 
-use super::{BusError, Errand, SystemBus, call, open};
+use super::{Bus, BusError, Errand, call, open};
 use crate::sys::read_text;
 
 const NAME: &str = "org.freedesktop.machine1";
@@ -39,7 +39,7 @@ pub struct Registration {
 ///
 /// `renew` names a machine whose last entry goes first: the one of before a reboot. Follow with
 /// [`Registrar::machine`] when there is a leader.
-pub fn begin(bus: &SystemBus, renew: Option<&str>) -> Result<Registrar, BusError> {
+pub fn begin(bus: &Bus, renew: Option<&str>) -> Result<Registrar, BusError> {
     let errand = Errand::start(bus.connect()?, |stream, parent| {
         let result = zbus::block_on(async {
             let bus = open(stream).await?;
@@ -58,7 +58,7 @@ pub fn begin(bus: &SystemBus, renew: Option<&str>) -> Result<Registrar, BusError
 }
 
 /// Asks whoever keeps the table for a login; gives the terminal's master and the machine's leader.
-pub fn open_login(bus: &SystemBus, name: &str) -> Result<(OwnedFd, u32), BusError> {
+pub fn open_login(bus: &Bus, name: &str) -> Result<(OwnedFd, u32), BusError> {
     let stream = bus.connect()?;
     zbus::block_on(async {
         let bus = open(stream).await?;
@@ -92,7 +92,7 @@ impl Registrar {
 }
 
 /// Begins to take a machine out of the table.
-pub fn unregister(bus: &SystemBus, name: &str) -> Result<Registrar, BusError> {
+pub fn unregister(bus: &Bus, name: &str) -> Result<Registrar, BusError> {
     let errand = Errand::start(bus.connect()?, |stream, parent| {
         let result = zbus::block_on(async {
             let bus = open(stream).await?;

@@ -14,7 +14,7 @@ use zbus::message::Type as MessageType;
 use zbus::wire::{Fd, OwnedVariant, Variant};
 use zbus::{Connection, DBusError as _, MatchRule, MessageStream};
 
-use super::{Errand, FOR_EVER, SystemBus};
+use super::{Bus, Errand, FOR_EVER};
 
 const NAME: &str = "org.machinist1";
 const PATH: &str = "/org/machinist1";
@@ -54,14 +54,14 @@ pub struct Exec<'a> {
 /// The daemon, if it is there.
 #[derive(Debug)]
 pub struct Daemon<'a> {
-    bus: &'a SystemBus,
+    bus: &'a Bus,
     /// Whether the bus may start it.
     activate: bool,
 }
 
 impl<'a> Daemon<'a> {
     /// The daemon on that bus; `activate` lets the bus start it where it does not run.
-    pub fn new(bus: &'a SystemBus, activate: bool) -> Self {
+    pub fn new(bus: &'a Bus, activate: bool) -> Self {
         Self { bus, activate }
     }
 

@@ -26,7 +26,7 @@ use zbus::DBusError as _;
 use zbus::address::Transport;
 use zbus::address::transport::UnixSocket;
 
-use crate::spec::Layout;
+use crate::spec::{Layout, Scope};
 use crate::sys::{self, Errno, socket};
 
 pub use errand::Errand;
@@ -38,11 +38,18 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 /// How long an answer may take whose time is not for the bus to say.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// Where the system bus is.
+/// A message bus: the system's or a user's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SystemBus {
+pub struct Bus {
+    scope: Scope,
+    address: Address,
+}
+
+/// Where a bus is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Address {
     /// An address as the D-Bus specification has it.
-    Address(String),
+    Text(String),
     /// A socket's path.
     Socket(PathBuf),
 }
@@ -52,6 +59,8 @@ pub enum SystemBus {
 pub enum BusError {
     /// There is no bus where one should be.
     Unreachable {
+        /// Whose bus.
+        scope: Scope,
         /// Where it should be.
         address: String,
         /// The kernel's or the bus' words.
@@ -91,7 +100,10 @@ pub enum BusError {
 impl fmt::Display for BusError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable { address, why } => write!(f, "no system bus at '{address}': {why}"),
+            Self::Unreachable { scope: Scope::System, address, why } => {
+                write!(f, "no system bus at '{address}': {why}")
+            }
+            Self::Unreachable { scope: Scope::User, address, why } => write!(f, "no session bus at '{address}': {why}"),
             Self::NoOwner(name) => write!(f, "nobody owns '{name}' on the system bus"),
             Self::Denied { call, why } => write!(f, "{call} is denied: {why}"),
             Self::TimedOut(limit) => write!(f, "no answer on the system bus within {} s", limit.as_secs()),
@@ -106,13 +118,18 @@ impl fmt::Display for BusError {
 
 impl std::error::Error for BusError {}
 
-impl SystemBus {
-    /// `DBUS_SYSTEM_BUS_ADDRESS`, or the usual socket below the layout's root.
+impl Bus {
+    /// The bus of a layout: what `DBUS_SYSTEM_BUS_ADDRESS` or `DBUS_SESSION_BUS_ADDRESS` says, or the usual socket.
     pub fn of(layout: &Layout) -> Self {
-        match std::env::var("DBUS_SYSTEM_BUS_ADDRESS") {
-            Ok(address) if !address.is_empty() => Self::Address(address),
-            _ => Self::Socket(layout.system_bus()),
-        }
+        let variable = match layout.scope() {
+            Scope::System => "DBUS_SYSTEM_BUS_ADDRESS",
+            Scope::User => "DBUS_SESSION_BUS_ADDRESS",
+        };
+        let address = match std::env::var(variable) {
+            Ok(address) if !address.is_empty() => Address::Text(address),
+            _ => Address::Socket(layout.bus().to_owned()),
+        };
+        Self { scope: layout.scope(), address }
     }
 
     /// Connects in the name of the calling process; says nothing yet and never waits.
@@ -121,7 +138,7 @@ impl SystemBus {
         for address in self.sockets()? {
             match socket::connect_stream(&address) {
                 Ok(fd) => return Ok(fd),
-                Err(e) => last = Some(BusError::Unreachable { address, why: e.errno.desc().to_owned() }),
+                Err(e) => last = Some(self.unreachable(address, e.errno.desc())),
             }
         }
         Err(last.unwrap_or_else(|| self.unusable("it names no socket")))
@@ -129,9 +146,9 @@ impl SystemBus {
 
     /// Paths and `@` with abstract names, in the order in which they are to be tried.
     fn sockets(&self) -> Result<Vec<String>, BusError> {
-        let list = match self {
-            Self::Socket(path) => return Ok(vec![path.to_string_lossy().into_owned()]),
-            Self::Address(list) => list,
+        let list = match &self.address {
+            Address::Socket(path) => return Ok(vec![path.to_string_lossy().into_owned()]),
+            Address::Text(list) => list,
         };
         let mut sockets = Vec::new();
         for address in list.split(';').filter(|a| !a.is_empty()) {
@@ -150,11 +167,15 @@ impl SystemBus {
     }
 
     fn unusable(&self, why: &str) -> BusError {
-        let address = match self {
-            Self::Address(address) => address.clone(),
-            Self::Socket(path) => path.display().to_string(),
+        let address = match &self.address {
+            Address::Text(address) => address.clone(),
+            Address::Socket(path) => path.display().to_string(),
         };
-        BusError::Unreachable { address, why: why.to_owned() }
+        self.unreachable(address, why)
+    }
+
+    fn unreachable(&self, address: String, why: &str) -> BusError {
+        BusError::Unreachable { scope: self.scope, address, why: why.to_owned() }
     }
 }
 
@@ -212,22 +233,31 @@ fn local(e: &sys::Error) -> BusError {
 mod tests {
     use super::*;
 
+    fn at(address: &str) -> Bus {
+        Bus { scope: Scope::System, address: Address::Text(address.into()) }
+    }
+
     #[test]
     fn addresses_are_tried_in_their_order_and_others_than_unix_are_passed_over() {
-        let bus = SystemBus::Address(
-            "tcp:host=a,port=1;unix:path=/a/b;unix:abstract=c,guid=0123456789abcdef0123456789abcdef".into(),
-        );
+        let bus = at("tcp:host=a,port=1;unix:path=/a/b;unix:abstract=c,guid=0123456789abcdef0123456789abcdef");
         assert_eq!(bus.sockets(), Ok(vec!["/a/b".to_owned(), "@c".to_owned()]));
-        let none = SystemBus::Address("tcp:host=a,port=1".into()).connect().map_err(|e| e.to_string());
+        let none = at("tcp:host=a,port=1").connect().map_err(|e| e.to_string());
         assert_eq!(none.err().as_deref(), Some("no system bus at 'tcp:host=a,port=1': it names no socket"));
-        assert!(matches!(SystemBus::Address("nonsense".into()).connect(), Err(BusError::Unreachable { .. })));
+        assert!(matches!(at("nonsense").connect(), Err(BusError::Unreachable { .. })));
     }
 
     #[test]
     fn a_bus_that_is_not_there_is_named() {
-        let bus = SystemBus::Socket("/nonexistent/bus".into());
-        let text = bus.connect().map_err(|e| e.to_string()).err();
-        assert_eq!(text.as_deref(), Some("no system bus at '/nonexistent/bus': No such file or directory"));
+        let bus = |scope| Bus { scope, address: Address::Socket("/nonexistent/bus".into()) };
+        let text = |scope| bus(scope).connect().map_err(|e| e.to_string()).err();
+        assert_eq!(
+            text(Scope::System).as_deref(),
+            Some("no system bus at '/nonexistent/bus': No such file or directory")
+        );
+        assert_eq!(
+            text(Scope::User).as_deref(),
+            Some("no session bus at '/nonexistent/bus': No such file or directory")
+        );
     }
 
     #[test]

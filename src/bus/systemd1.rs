@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use zbus::message::Type;
 use zbus::{MatchRule, MessageStream, OwnedObjectPath, Variant};
 
-use super::{BusError, Errand, SystemBus, call, failed, local, open};
+use super::{Bus, BusError, Errand, call, failed, local, open};
 use crate::sys::{self, read_text};
 
 pub(super) const NAME: &str = "org.freedesktop.systemd1";
@@ -55,7 +55,7 @@ pub struct Scope {
 /// Has systemd make a scope and waits until it is there.
 ///
 /// A scope of that name which is just going away, from the machine's life before, is waited for.
-pub fn start_scope(bus: &SystemBus, request: &ScopeRequest<'_>) -> Result<Scope, BusError> {
+pub fn start_scope(bus: &Bus, request: &ScopeRequest<'_>) -> Result<Scope, BusError> {
     let errand = Errand::start(bus.connect()?, |stream, parent| {
         let made = zbus::block_on(async {
             let bus = open(stream).await?;

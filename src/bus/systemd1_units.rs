@@ -7,7 +7,7 @@ use zbus::wire::{OwnedVariant, Variant};
 use zbus::{MessageStream, OwnedObjectPath};
 
 use super::systemd1::{MANAGER, NAME, listen, next};
-use super::{BusError, Errand, FOR_EVER, SystemBus, call, failed, open};
+use super::{Bus, BusError, Errand, FOR_EVER, call, failed, open};
 
 /// How long systemd may take to read its units anew: it runs every generator.
 const RELOAD: Duration = Duration::from_secs(90);
@@ -26,7 +26,7 @@ pub struct UnitState {
 }
 
 /// Has systemd read its units anew, which runs its generators.
-pub fn reload(bus: &SystemBus) -> Result<(), BusError> {
+pub fn reload(bus: &Bus) -> Result<(), BusError> {
     let errand = Errand::start(bus.connect()?, |stream, parent| {
         parent.tell(&zbus::block_on(async {
             let bus = open(stream).await?;
@@ -48,7 +48,7 @@ pub enum Started {
 }
 
 /// Starts a unit, and waits until it is started if `wait` is set.
-pub fn start(bus: &SystemBus, unit: &str, wait: bool) -> Result<Started, BusError> {
+pub fn start(bus: &Bus, unit: &str, wait: bool) -> Result<Started, BusError> {
     let errand = Errand::start(bus.connect()?, |stream, parent| {
         let begin = async |bus: &zbus::Connection| {
             let path = load(bus, unit).await?;
@@ -99,7 +99,7 @@ async fn job_end(removed: &mut MessageStream, job: &OwnedObjectPath) -> Result<S
 }
 
 /// Stops a unit and waits until it has; gives how it stands with it then.
-pub fn stop(bus: &SystemBus, unit: &str) -> Result<UnitState, BusError> {
+pub fn stop(bus: &Bus, unit: &str) -> Result<UnitState, BusError> {
     let errand = Errand::start(bus.connect()?, |stream, parent| {
         parent.tell(&zbus::block_on(async {
             let bus = open(stream).await?;
@@ -122,7 +122,7 @@ pub fn stop(bus: &SystemBus, unit: &str) -> Result<UnitState, BusError> {
 }
 
 /// Has units start with the host or not any more, until it reboots or for good; gives the files that were changed.
-pub fn enable(bus: &SystemBus, units: &[String], on: bool) -> Result<Vec<String>, BusError> {
+pub fn enable(bus: &Bus, units: &[String], on: bool) -> Result<Vec<String>, BusError> {
     let errand = Errand::start(bus.connect()?, |stream, parent| {
         parent.tell(&zbus::block_on(async {
             let bus = open(stream).await?;

@@ -84,7 +84,7 @@ fn value_name(arg: &Arg) -> String {
 
 /// Of the root that the environment names; one named by `--root` is not known yet.
 fn layout() -> Layout {
-    Layout::new(std::env::var_os("MACHINIST_ROOT").filter(|root| !root.is_empty()).unwrap_or_else(|| "/".into()))
+    Layout::system(std::env::var_os("MACHINIST_ROOT").filter(|root| !root.is_empty()).unwrap_or_else(|| "/".into()))
 }
 
 /// Those words that go on as the one being typed.

@@ -113,8 +113,7 @@ pub fn check(
 }
 
 fn definition_dirs(layout: &Layout) -> String {
-    let dirs = layout.config_dirs().map(|dir| format!("'{}'", dir.join("machines").display()));
-    dirs.join(", ")
+    layout.definition_dirs().map(|dir| format!("'{}'", dir.display())).collect::<Vec<_>>().join(", ")
 }
 
 /// Prints the effective definition.

@@ -4,7 +4,7 @@ use std::os::fd::AsFd as _;
 
 use super::machine::{machine_name, running};
 use super::output::{Failure, say, status};
-use crate::bus::{SystemBus, machine1};
+use crate::bus::{Bus, machine1};
 use crate::daemon::Login;
 use crate::enter::attend;
 use crate::running::control::{self, Request};
@@ -41,7 +41,7 @@ pub(super) fn login(layout: &Layout, name: &str, quiet: bool) -> Result<u8, Fail
             (master.ok_or_else(|| failed("the helper sent no terminal".into()))?, leader)
         }
         None => {
-            let bus = SystemBus::of(layout);
+            let bus = Bus::of(layout);
             let (master, pid) = machine1::open_login(&bus, name.as_str()).map_err(|e| failed(e.to_string()))?;
             let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap_or(0));
             (master, process::pidfd_open(pid).map_err(call)?)

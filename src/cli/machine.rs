@@ -33,7 +33,7 @@ pub(super) fn prepare(layout: &Layout, name: &str) -> Result<Job, Failure> {
     };
     let definition = Some(std::path::absolute(&loaded.definition).unwrap_or(loaded.definition));
     if loaded.spec.users.mode == UserMode::Host {
-        if facts.privileged {
+        if facts.authority == host::Authority::Root {
             // Comes back only in a process that is sealed already.
             exe_seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
         }

@@ -53,7 +53,7 @@ pub fn main() -> u8 {
             return u8::try_from(error.exit_code()).unwrap_or(2);
         }
     };
-    let layout = Layout::new(&arguments.root);
+    let layout = Layout::system(&arguments.root);
     match dispatch(arguments.verb, &layout, arguments.quiet) {
         Ok(status) => status,
         Err(failure) => output::report(&failure),

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::output::{self, Failure, status};
-use crate::bus::SystemBus;
+use crate::bus::Bus;
 use crate::bus::machinist1::{Daemon, Exec, Refused};
 use crate::cgroup::Usage;
 use crate::enter::Command;
@@ -29,7 +29,7 @@ fn ask<T>(layout: &Layout, question: impl FnOnce(&Daemon<'_>) -> Result<T, Refus
     if std::env::var_os(BY_DAEMON).is_some() {
         return None;
     }
-    let bus = SystemBus::of(layout);
+    let bus = Bus::of(layout);
     match question(&Daemon::new(&bus, !is_root())) {
         Ok(answer) => Some(Ok(answer)),
         Err(Refused::Absent) => None,

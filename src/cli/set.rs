@@ -103,8 +103,8 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     fn of(layout: &'a Layout, name: &'a MachineName, running: Option<&State>) -> Self {
-        let dirs = layout.config_dirs().map(|dir| dir.join("machines"));
-        let is_ours = |file: &PathBuf| file.parent().is_some_and(|dir| dirs.iter().any(|ours| ours == dir));
+        let is_ours =
+            |file: &PathBuf| file.parent().is_some_and(|dir| layout.definition_dirs().any(|ours| ours == dir));
         let file = running.and_then(|state| state.definition.clone()).filter(|file| !is_ours(file));
         Self { layout, name, file }
     }

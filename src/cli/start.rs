@@ -163,7 +163,7 @@ pub(super) fn default_jobs() -> usize {
 fn seal_for_all(wanted: &Wanted) -> Result<(), Failure> {
     if wanted.members().any(|(_, member)| member.loaded().is_ok_and(|l| l.spec.users.mode == UserMode::Host)) {
         let facts = host::probe().map_err(|e| Failure::call("cannot look at this host", &e))?;
-        if facts.privileged {
+        if facts.authority == host::Authority::Root {
             exe_seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
         }
     }

@@ -20,8 +20,7 @@ pub fn list(layout: &Layout) -> Vec<(MachineName, PathBuf)> {
 
 /// The file that defines a machine; it may be wrong.
 pub fn definition(layout: &Layout, name: &MachineName) -> Option<PathBuf> {
-    let files = layout.config_dirs().map(|dir| dir.join("machines").join(format!("{name}.toml")));
-    files.into_iter().find(|file| file.exists())
+    layout.definition_dirs().map(|dir| dir.join(format!("{name}.toml"))).find(|file| file.exists())
 }
 
 /// Files that look like definitions but can never be one, because their names are no machine names.
@@ -31,8 +30,7 @@ pub fn strays(layout: &Layout) -> Vec<(PathBuf, WordError)> {
 
 /// Every `*.toml` of the definition directories, strongest directory first.
 fn candidates(layout: &Layout) -> Vec<(Result<MachineName, WordError>, PathBuf)> {
-    let dirs = layout.config_dirs().map(|dir| dir.join("machines"));
-    let entries = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+    let entries = layout.definition_dirs().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
     let files = entries.filter(|entry| is_definition(&entry.file_name()));
     files
         .map(|entry| {

@@ -86,15 +86,14 @@ struct Found {
 
 fn by_name(layout: &Layout, name: &str) -> Result<Found, ConfigError> {
     let name = MachineName::parse(name).map_err(ConfigError::Name)?;
-    let dirs = layout.config_dirs();
-    let paths: Vec<PathBuf> = dirs.iter().map(|dir| dir.join("machines").join(format!("{name}.toml"))).collect();
+    let paths: Vec<PathBuf> = layout.definition_dirs().map(|dir| dir.join(format!("{name}.toml"))).collect();
     for path in &paths {
         if let Some(text) = read_text(path)? {
             return Ok(Found {
                 path: path.clone(),
                 text,
                 drop_in_dirs: paths.iter().map(|path| path.with_extension("toml.d")).collect(),
-                profile_dirs: dirs.iter().map(|dir| dir.join("profiles")).collect(),
+                profile_dirs: layout.config_dirs().iter().map(|dir| dir.join("profiles")).collect(),
                 name,
             });
         }

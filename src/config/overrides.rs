@@ -246,10 +246,9 @@ fn read_table(toml: &str, file: usize, problems: &mut Problems) -> (ResourcesTab
 /// Where the drop-in for later starts is: below the strongest directory of definitions, or beside a definition that
 /// was given as a file.
 pub fn drop_in(layout: &Layout, name: &MachineName, definition: Option<&Path>) -> PathBuf {
-    let [strongest, ..] = layout.config_dirs();
     let mut dir = match definition {
         Some(file) => file.to_owned().into_os_string(),
-        None => strongest.join("machines").join(format!("{name}.toml")).into_os_string(),
+        None => layout.definition_dir().join(format!("{name}.toml")).into_os_string(),
     };
     dir.push(".d");
     PathBuf::from(dir).join(DROP_IN)

@@ -18,7 +18,7 @@ fn host(files: &[(&str, &str)]) -> (TempDir, Layout) {
         fs::create_dir_all(path.parent().expect("parent")).expect("create");
         fs::write(path, text).expect("write");
     }
-    let layout = Layout::new(root.path());
+    let layout = Layout::system(root.path());
     (root, layout)
 }
 
@@ -266,7 +266,7 @@ fn a_file_brings_its_own_drop_ins_and_profiles() {
 
 #[test]
 fn what_is_no_name_is_refused_before_any_file_is_opened() {
-    let layout = Layout::new("/nowhere");
+    let layout = Layout::system("/nowhere");
     let long = "x".repeat(65);
     for name in ["", "..", ".", "a b", "-a", &long, "a/..", "a/b c.toml", "./.toml", "ü"] {
         let error = load(&layout, name).expect_err(name);
@@ -312,7 +312,7 @@ fn what_is_no_text_file_is_refused_without_reading_it() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let error = load(&Layout::new("/nowhere"), "no/such.toml").expect_err("missing");
+    let error = load(&Layout::system("/nowhere"), "no/such.toml").expect_err("missing");
     assert_eq!(error.to_string(), "cannot open 'no/such.toml': No such file or directory");
 }
 
@@ -338,7 +338,7 @@ fn the_list_has_each_name_once_and_its_strongest_file() {
         strays(&layout).into_iter().map(|(path, _)| path).collect::<Vec<_>>(),
         [at("etc/machinist/machines/a b.toml")]
     );
-    assert!(list(&Layout::new("/nowhere")).is_empty());
+    assert!(list(&Layout::system("/nowhere")).is_empty());
 }
 
 #[test]

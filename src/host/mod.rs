@@ -6,7 +6,7 @@ mod limits;
 
 use std::path::{Path, PathBuf};
 
-use crate::spec::Resources;
+use crate::spec::{Resources, Scope};
 use crate::sys::{Context as _, Errno, Error, Result, read_text};
 
 pub use limits::LimitFacts;
@@ -45,12 +45,29 @@ impl CgroupFacts {
     }
 }
 
+/// What this process may do to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Authority {
+    /// Root with `CAP_SYS_ADMIN`: it makes machines of the system.
+    Root,
+    /// Anything less: it makes none.
+    None,
+}
+
+impl Authority {
+    /// Whether it can make machines in this scope.
+    pub fn can_make_machines(self, scope: Scope) -> bool {
+        self == Self::Root && scope == Scope::System
+    }
+}
+
 /// What the host can do.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HostFacts {
-    /// Effective root with `CAP_SYS_ADMIN`: machines can be started.
-    pub privileged: bool,
+    /// What this process may do to it.
+    pub authority: Authority,
     /// Version of the kernel.
     pub kernel: (u32, u32),
     /// Capabilities a child could have (the bounding set).
@@ -100,7 +117,7 @@ pub fn probe() -> Result<HostFacts> {
     let uts = nix::sys::utsname::uname().call(|| "uname".into())?;
     let os_release = ["/etc/os-release", "/usr/lib/os-release"].iter().find_map(|p| read(p).ok()).unwrap_or_default();
     Ok(HostFacts {
-        privileged: rustix::process::geteuid().is_root() && capability_line(&status, "CapEff:") & CAP_SYS_ADMIN != 0,
+        authority: authority(rustix::process::geteuid().is_root(), capability_line(&status, "CapEff:")),
         kernel: parse_kernel_version(&uts.release().to_string_lossy()),
         capabilities: capability_line(&status, "CapBnd:"),
         systemd: systemd_runs(),
@@ -122,6 +139,10 @@ pub fn probe_beside(resources: &Resources, unit: Option<&Path>) -> Result<HostFa
     facts.limits.unit_controllers = unit.map(limits::controllers).unwrap_or_default();
     facts.limits.unit_tasks = unit.and_then(limits::tasks);
     Ok(facts)
+}
+
+fn authority(root: bool, effective: u64) -> Authority {
+    if root && effective & CAP_SYS_ADMIN != 0 { Authority::Root } else { Authority::None }
 }
 
 fn read(path: &str) -> Result<String> {

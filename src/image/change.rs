@@ -150,7 +150,7 @@ impl Store {
     /// Settings of systemd-nspawn for an image of this name, which nothing here removes.
     pub fn settings(&self, name: &str) -> Vec<PathBuf> {
         let file = format!("{name}{SETTINGS}");
-        let dirs = self.layout.nspawn_settings().into_iter().chain([self.path()]);
+        let dirs = self.layout.nspawn_settings().into_iter().chain([self.path().to_owned()]);
         dirs.map(|dir| dir.join(&file)).filter(|path| path.exists()).collect()
     }
 

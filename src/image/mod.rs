@@ -125,7 +125,7 @@ impl Store {
     }
 
     /// The directory of the store.
-    pub fn path(&self) -> PathBuf {
+    pub fn path(&self) -> &Path {
         self.layout.images()
     }
 
@@ -193,7 +193,11 @@ impl Store {
             let info = btrfs::is_subvolume(&dir, &stat).then(|| btrfs::info(&dir).ok())??;
             btrfs::quota(&dir, info.id).ok()?
         });
-        Pool { path, usage: quota.map(|q| q.referenced), limit: quota.and_then(|q| q.referenced_limit) }
+        Pool {
+            path: path.to_owned(),
+            usage: quota.map(|q| q.referenced),
+            limit: quota.and_then(|q| q.referenced_limit),
+        }
     }
 
     /// The host name that an image gives itself; `None` if it gives none.

@@ -19,7 +19,7 @@ use serde::Serialize;
 use crate::host::{CgroupFacts, HostFacts};
 use crate::spec::{
     Clock, Console, IdRange, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Order, Ownership, Payload,
-    Ready, Register, RestartPolicy, RootSource, Unmet, Upper, UserMode, Volatile,
+    Ready, Register, RestartPolicy, RootSource, Scope, Unmet, Upper, UserMode, Volatile,
 };
 use limits::Limit;
 use mounts::MountOp;
@@ -251,7 +251,7 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         SyscallPolicy { allow: spec.security.seccomp_allow.clone(), deny: spec.security.seccomp_deny.clone() };
     let cgroup = plan_cgroup(spec, facts.systemd, cgroup, layout);
     let (limits, mut unmet) = limits::plan(&spec.resources, &facts.limits, &cgroup.unit).map_err(PlanError::Limits)?;
-    let mut notes = notes(spec, facts, namespaces);
+    let mut notes = notes(spec, facts, namespaces, layout.scope());
     notes.append(&mut unmet);
     Ok(Plan {
         name: spec.name.clone(),
@@ -298,7 +298,7 @@ fn plan_cgroup(spec: &MachineSpec, systemd: bool, cgroup: &CgroupFacts, layout: 
         return CgroupPlan { mount, group: cgroup.delegated().to_owned(), unit: UnitPlan::Own(unit.clone()) };
     }
     // systemd knows nothing of other roots.
-    if systemd && layout.root() == Path::new("/") {
+    if systemd && layout.is_host() {
         let unit = format!("{name}.scope");
         return CgroupPlan { mount, group: format!("/machine.slice/{unit}"), unit: UnitPlan::Scope(unit) };
     }
@@ -394,12 +394,12 @@ fn is_device_path(path: &Path) -> bool {
     path.starts_with("/dev") && !of_files.iter().any(|files| path.starts_with(files))
 }
 
-fn notes(spec: &MachineSpec, facts: &HostFacts, namespaces: Namespaces) -> Vec<String> {
+fn notes(spec: &MachineSpec, facts: &HostFacts, namespaces: Namespaces, scope: Scope) -> Vec<String> {
     let mut notes = Vec::new();
     if !namespaces.user {
         notes.push("`users.mode = \"host\"`: root in this machine is root on the host; this is no boundary".to_owned());
     }
-    if !facts.privileged {
+    if !facts.authority.can_make_machines(scope) {
         notes.push("this process is not root on the host; starting the machine needs root".to_owned());
     }
     let missing = privileges::wanted(&spec.security, namespaces) & !available(namespaces, facts);

@@ -449,7 +449,7 @@ mod tests {
 
     fn layout() -> (tempfile::TempDir, Layout) {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let layout = Layout::new(dir.path());
+        let layout = Layout::system(dir.path());
         (dir, layout)
     }
 

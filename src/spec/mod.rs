@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use boot::{DURATION_UNITS, Ready, Restart, RestartPolicy, Span};
 pub use dependencies::Order;
 pub use device::{Device, Permission};
-pub use layout::Layout;
+pub use layout::{Layout, Scope, UserDirs};
 pub use resources::{Amount, Bound, CpuTime, IoMax, NumberSet, ResourceKey, Resources, Unmet, Weight};
 pub use rlimits::{ProcessLimits, Resource, Rlimit};
 pub use words::{GuestPath, Hostname, ImageName, MachineId, MachineName, WordError};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Job, MachineError};
 use crate::bus::systemd1::{self, Scope, ScopeRequest};
-use crate::bus::{BusError, SystemBus};
+use crate::bus::{Bus, BusError};
 use crate::cgroup::limits::{self, LimitError};
 use crate::cgroup::{self, MachineGroup};
 use crate::host::CgroupFacts;
@@ -102,7 +102,7 @@ fn start_scope(job: &Job, unit: &str) -> Result<Scope, BusError> {
         stop_timeout: job.plan.exec.stop_timeout.map(|seconds| Duration::from_secs(seconds.saturating_add(10))),
         own_tasks_max: job.resources.pids_max.is_some(),
     };
-    systemd1::start_scope(&SystemBus::of(&job.layout), &request)
+    systemd1::start_scope(&Bus::of(&job.layout), &request)
 }
 
 /// The machine's group is the scope's. A supervisor in the foreground moves there; one in the background will be born

@@ -147,7 +147,7 @@ impl From<StepError> for MachineError {
 
 /// Takes what the machine needs of the host; nothing of it runs yet.
 pub fn prepare(job: Job) -> Result<Prepared, MachineError> {
-    if !job.facts.privileged {
+    if !job.facts.authority.can_make_machines(job.layout.scope()) {
         return Err(MachineError::NotPermitted);
     }
     prepare::prepare(job)

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::prepare::Prepared;
 use super::{Job, MachineError};
 use crate::bus::machine1::{self, Registrar, Registration};
-use crate::bus::{self, BusError, SystemBus};
+use crate::bus::{self, Bus, BusError};
 use crate::plan::TreePlan;
 use crate::spec::{MachineId, Register};
 use crate::sys::StepError;
@@ -36,7 +36,7 @@ impl Registering {
             return Self(None);
         }
         let last = prepared.registered.then(|| plan.name.as_str());
-        Self(Some(machine1::begin(&SystemBus::of(layout), last)))
+        Self(Some(machine1::begin(&Bus::of(layout), last)))
     }
 
     /// Says who is to be entered and gives the id it is entered by, if it is; `drawn` is the one offered to an init that
@@ -107,7 +107,7 @@ impl Unregistering {
     /// Begins, if there is an entry.
     pub(super) fn begin(prepared: &Prepared) -> Self {
         let Job { plan, layout, .. } = &prepared.job;
-        let begin = || machine1::unregister(&SystemBus::of(layout), plan.name.as_str()).ok();
+        let begin = || machine1::unregister(&Bus::of(layout), plan.name.as_str()).ok();
         Self(prepared.registered.then(begin).flatten())
     }
 

@@ -9,7 +9,7 @@ use machinist::spec::Layout;
 
 /// A host without any definitions.
 fn nowhere() -> Layout {
-    Layout::new("/nowhere")
+    Layout::system("/nowhere")
 }
 
 /// Every `*.toml` of a directory of the project, by name.
@@ -119,7 +119,7 @@ fn check_without_names_checks_all_and_counts_the_bad() {
     {
         fs::write(machines.join(name), text).expect("write");
     }
-    let layout = Layout::new(root.path());
+    let layout = Layout::system(root.path());
     let (mut out, mut errors) = (Vec::new(), Vec::new());
     let bad = verbs::check(&layout, &[], false, &mut out, &mut errors).expect("write");
     let at_root =
@@ -138,7 +138,7 @@ fn a_missing_machine_is_told_with_the_places_and_the_likely_name() {
     let root = tempfile::tempdir().expect("temporary directory");
     fs::create_dir_all(root.path().join("usr/lib/machinist/machines")).expect("create");
     fs::write(root.path().join("usr/lib/machinist/machines/database.toml"), "").expect("write");
-    let error = config::load(&Layout::new(root.path()), "databse").expect_err("missing");
+    let error = config::load(&Layout::system(root.path()), "databse").expect_err("missing");
     let text = error.render(false).replace(&root.path().display().to_string(), "");
     let expected = "error: there is no machine 'databse'\n  |\n  \
                     = note: looked for '/etc/machinist/machines/databse.toml'\n  \

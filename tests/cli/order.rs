@@ -64,7 +64,7 @@ fn the_generator_tells_systemd_what_definitions_say() {
 
 #[test]
 fn the_units_limit_of_tasks_gives_way_to_the_machines() {
-    let layout = Layout::new("/nowhere");
+    let layout = Layout::system("/nowhere");
     let mut spec = config::load(&layout, "machines/minimal.toml").unwrap_or_else(|e| panic!("{e}")).spec;
     let drop_in = |spec: &MachineSpec| unit::drop_in(spec, Path::new("/x.toml"), |_| true);
     assert_eq!(drop_in(&spec), None);

@@ -8,7 +8,7 @@ use std::path::Path;
 use insta::{Settings, assert_snapshot};
 use machinist::cli::plan::describe;
 use machinist::config;
-use machinist::host::{CgroupFacts, HostFacts, LimitFacts};
+use machinist::host::{Authority, CgroupFacts, HostFacts, LimitFacts};
 use machinist::plan::{self, Plan, PlanError, UnitPlan};
 use machinist::spec::{Layout, NumberSet};
 
@@ -36,7 +36,7 @@ fn limits() -> LimitFacts {
 /// Root on a current kernel, in a unit with a delegated group.
 fn privileged() -> HostFacts {
     HostFacts {
-        privileged: true,
+        authority: Authority::Root,
         kernel: (6, 18),
         capabilities: (1 << 41) - 1,
         cgroup: Some(CgroupFacts {
@@ -53,7 +53,7 @@ fn privileged() -> HostFacts {
 /// A user on the oldest kernel, on a host with groups of both versions.
 fn rootless() -> HostFacts {
     HostFacts {
-        privileged: false,
+        authority: Authority::None,
         kernel: (5, 19),
         capabilities: 0,
         cgroup: Some(CgroupFacts { mount: "/sys/fs/cgroup/unified".into(), own: "/".into(), unit: None }),
@@ -64,7 +64,7 @@ fn rootless() -> HostFacts {
 }
 
 fn planned(file: &Path, facts: &HostFacts) -> Plan {
-    let layout = Layout::new("/");
+    let layout = Layout::system("/");
     let loaded = config::load(&layout, file.to_str().expect("text")).unwrap_or_else(|e| panic!("{e}"));
     plan::build(&loaded.spec, facts, &layout).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
 }
@@ -111,12 +111,12 @@ fn a_plan_does_not_depend_on_the_moment() {
 
 #[test]
 fn the_control_group_is_the_units_or_a_scopes_or_ours() {
-    let spec = config::load(&Layout::new("/"), "machines/try.toml").unwrap_or_else(|e| panic!("{e}")).spec;
+    let spec = config::load(&Layout::system("/"), "machines/try.toml").unwrap_or_else(|e| panic!("{e}")).spec;
     let group = |unit: Option<&str>, systemd: bool, root: &str| {
         let own = "/user.slice/session-1.scope".to_owned();
         let cgroup = CgroupFacts { mount: "/sys/fs/cgroup".into(), own, unit: unit.map(Into::into) };
         let facts = HostFacts { systemd, cgroup: Some(cgroup), ..privileged() };
-        let plan = plan::build(&spec, &facts, &Layout::new(root)).unwrap_or_else(|e| panic!("{e}"));
+        let plan = plan::build(&spec, &facts, &Layout::system(root)).unwrap_or_else(|e| panic!("{e}"));
         (plan.cgroup.group, plan.cgroup.unit)
     };
     let scope = UnitPlan::Scope("machinist-try.scope".into());
@@ -131,7 +131,7 @@ fn the_control_group_is_the_units_or_a_scopes_or_ours() {
 
 #[test]
 fn hosts_that_cannot_make_machines_are_told_why() {
-    let layout = Layout::new("/");
+    let layout = Layout::system("/");
     let spec = config::load(&layout, "machines/try.toml").unwrap_or_else(|e| panic!("{e}")).spec;
     let refused = |facts: &HostFacts| plan::build(&spec, facts, &layout).expect_err("no machine can be made there");
     assert_eq!(refused(&HostFacts { cgroup: None, ..privileged() }), PlanError::NoCgroup2);
@@ -141,7 +141,7 @@ fn hosts_that_cannot_make_machines_are_told_why() {
 
 #[test]
 fn limits_that_the_host_cannot_keep_are_shown_where_they_are_set() {
-    let layout = Layout::new("/");
+    let layout = Layout::system("/");
     let loaded = config::load(&layout, "tests/data/valid/limits.toml").unwrap_or_else(|e| panic!("{e}"));
     let facts = HostFacts { limits: LimitFacts { controllers: words("hugetlb"), ..limits() }, ..rootless() };
     let Err(PlanError::Limits(unmet)) = plan::build(&loaded.spec, &facts, &layout) else { panic!("it has no limits") };

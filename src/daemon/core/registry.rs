@@ -441,7 +441,7 @@ mod tests {
     #[test]
     fn a_new_registry_finds_the_living_and_removes_the_rest() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let layout = Layout::new(dir.path());
+        let layout = Layout::system(dir.path());
         let mut registry = Registry::load(&layout).expect("empty");
         registry.add(sample("a")).expect("written");
         let states = layout.machine_states();
@@ -467,7 +467,7 @@ mod tests {
     #[test]
     fn removing_leaves_nothing() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let layout = Layout::new(dir.path());
+        let layout = Layout::system(dir.path());
         let mut registry = Registry::load(&layout).expect("empty");
         registry.add(sample("a")).expect("written");
         let own = i32::try_from(std::process::id()).expect("a pid");

@@ -36,7 +36,7 @@ fn node(path: &Path, kind: FileType, device: u64) {
 /// A store on a disk with one image in which there is one of everything.
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-    let store = Store::new(&Layout::new(dir.path()));
+    let store = Store::new(&Layout::system(dir.path()));
     let root = store.path().join("web");
     fs::create_dir_all(root.join("usr/bin")).unwrap();
     let path = |name: &str| root.join(name);

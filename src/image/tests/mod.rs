@@ -11,7 +11,7 @@ use crate::sys::lock::{Hold, LockFile};
 /// A store with some images, and what must not be taken for one.
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::new(&Layout::new(dir.path()));
+    let store = Store::new(&Layout::system(dir.path()));
     fs::create_dir_all(store.path()).unwrap();
     for name in ["web", ".hidden", ".#temporary", "both"] {
         fs::create_dir(store.path().join(name)).unwrap();
@@ -52,7 +52,7 @@ fn images_are_listed_by_name_and_nothing_else_is() {
 #[test]
 fn a_store_that_is_not_there_holds_only_the_host() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::new(&Layout::new(dir.path()));
+    let store = Store::new(&Layout::system(dir.path()));
     assert_eq!(names(&store), [".host"]);
     assert_eq!(store.find("web"), Ok(None));
     assert_eq!(store.pool(), Pool { path: dir.path().join("var/lib/machines"), usage: None, limit: None });
@@ -100,7 +100,7 @@ fn a_raw_file_tells_its_size_its_times_and_its_mode() {
 fn a_directory_is_read_only_while_it_is_immutable() {
     // A disk: not every version of tmpfs has the attribute.
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-    let store = Store::new(&Layout::new(dir.path()));
+    let store = Store::new(&Layout::system(dir.path()));
     fs::create_dir_all(store.path().join("web")).unwrap();
     let flags =
         || String::from_utf8(Command::new("lsattr").arg("-d").arg(store.path().join("web")).output().unwrap().stdout);

@@ -10,7 +10,7 @@ fn name(text: &str) -> MachineName {
 /// A host of its own below a temporary directory.
 fn host() -> (tempfile::TempDir, Layout) {
     let dir = tempfile::tempdir().unwrap();
-    let layout = Layout::new(dir.path());
+    let layout = Layout::system(dir.path());
     (dir, layout)
 }
 
