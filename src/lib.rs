@@ -25,7 +25,8 @@
 //! | [`sys::process`] | pidfds, identities, capabilities, filters, and what happens just before exec |
 //! | [`sys::mount`] | trees that are built detached and live by descriptor |
 //! | [`sys::path`] | [`RootFd`](sys::path::RootFd), the only way to a path inside a machine's tree |
-//! | [`sys::socket`], [`sys::lock`], [`sys::bpf`] | messages with descriptors; locks that end with us; the device filter |
+//! | [`sys::channel`] | messages between processes of ours: a value, whole or an error, and descriptors |
+//! | [`sys::socket`], [`sys::lock`], [`sys::bpf`] | sockets; locks that end with us; the device filter |
 //! | [`sys::exe_seal`] | our own program cannot be written through a machine |
 //! | [`sys::btrfs`], [`sys::block`] | subvolumes and their quotas; block devices |
 //! | [`host`] | [`HostFacts`](host::HostFacts): a few small reads, no privilege; more of them for machines with limits |

@@ -95,6 +95,14 @@ pub enum BusError {
         /// Their words.
         why: String,
     },
+    /// A system call of ours failed on the way to the bus.
+    Call(sys::Error),
+}
+
+impl From<sys::Error> for BusError {
+    fn from(error: sys::Error) -> Self {
+        Self::Call(error)
+    }
 }
 
 impl fmt::Display for BusError {
@@ -112,6 +120,7 @@ impl fmt::Display for BusError {
                 write!(f, "'{machine}' is registered by '{service}' with leader {leader}")
             }
             Self::Failed { call, why } => write!(f, "{call}: {why}"),
+            Self::Call(error) => error.fmt(f),
         }
     }
 }
@@ -222,11 +231,6 @@ fn answered(call: &str, name: &str, text: &str) -> BusError {
         Some("AccessDenied" | "AuthFailed" | "InteractiveAuthorizationRequired") => BusError::Denied { call, why },
         _ => BusError::Failed { call, why },
     }
-}
-
-/// A system call of ours that failed on the way to the bus.
-fn local(e: &sys::Error) -> BusError {
-    BusError::Failed { call: e.call.clone(), why: e.errno.desc().to_owned() }
 }
 
 #[cfg(test)]

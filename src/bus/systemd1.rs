@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use zbus::message::Type;
 use zbus::{MatchRule, MessageStream, OwnedObjectPath, Variant};
 
-use super::{Bus, BusError, Errand, call, failed, local, open};
+use super::{Bus, BusError, Errand, call, failed, open};
 use crate::sys::{self, read_text};
 
 pub(super) const NAME: &str = "org.freedesktop.systemd1";
@@ -141,7 +141,7 @@ where
 
 /// The control group of the calling process.
 fn own_group() -> Result<String, BusError> {
-    let text = read_text(Path::new("/proc/self/cgroup")).map_err(|e| local(&e))?;
+    let text = read_text(Path::new("/proc/self/cgroup"))?;
     let group = text.lines().find_map(|line| line.strip_prefix("0::"));
     let none = || BusError::Failed { call: "StartTransientUnit".into(), why: "the scope has no control group".into() };
     group.map(str::to_owned).ok_or_else(none)

@@ -12,13 +12,13 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags};
 
 use super::streams::{Ends, Streams};
 use super::users::{self, User, UserProblem};
-use super::{Cause, Command, EnterError, Report, Rights, Shown, Stdio, Target, Work};
+use super::{Command, EnterError, Report, Rights, Shown, Stdio, Target, Work};
 use crate::enter::process_limits;
 use crate::sys::StepError;
 use crate::sys::path::RootFd;
 use crate::sys::process::{self, ns};
 use crate::sys::worker::Worker;
-use crate::sys::{self, Context, Errno, Error, socket};
+use crate::sys::{self, Context, Errno, Error, channel, socket};
 
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -26,7 +26,7 @@ const CAP_SYS_ADMIN: u64 = 1 << 21;
 type Outcome<T> = Result<T, EnterError>;
 
 fn enter_error(error: Error) -> EnterError {
-    EnterError::Enter(error.into())
+    EnterError::Enter(error)
 }
 
 /// What exec gets.
@@ -74,9 +74,7 @@ pub(super) fn enter(target: &Target<'_>, work: &Work<'_>, streams: &Streams, soc
 
 /// Tells the caller, if it is still there.
 pub(super) fn report(socket: &OwnedFd, report: &Report, fds: &[BorrowedFd<'_>]) {
-    if let Ok(data) = serde_json::to_vec(report) {
-        let _ = socket::send(socket, &data, fds);
-    }
+    let _ = channel::send(socket, report, fds);
 }
 
 fn first_child(target: &Target<'_>, work: &Work<'_>, streams: &Streams, socket: &OwnedFd) -> Outcome<()> {
@@ -115,13 +113,13 @@ fn second(socket: &OwnedFd, work: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
 /// Has a process that is the machine's in every way connect to a socket: whoever listens learns who connected.
 fn connect(target: &Target<'_>, path: &str, socket: &OwnedFd, root: &RootFd) -> Outcome<()> {
     let user = users::machine_root();
-    let null = Ends::open_as_root(&Streams::null(), root, &user).map_err(|e| EnterError::Streams(e.into()))?;
+    let null = Ends::open_as_root(&Streams::null(), root, &user).map_err(EnterError::Streams)?;
     limit(target.rights, &user, || Ok(()))?;
     process::set_undumpable().map_err(enter_error)?;
-    null.install().map_err(|e| EnterError::Streams(e.into()))?;
+    null.install().map_err(EnterError::Streams)?;
     second(socket, || {
         let connection = process::die_with_parent().and_then(|()| socket::connect_stream(path));
-        report(socket, &Report::Connected, &[connection.map_err(|e| EnterError::Connect(e.into()))?.as_fd()]);
+        report(socket, &Report::Connected, &[connection.map_err(EnterError::Connect)?.as_fd()]);
         Ok(())
     })
 }
@@ -132,7 +130,7 @@ fn run(target: &Target<'_>, command: &Command, streams: &Streams, socket: &Owned
         UserProblem::Unreadable(error) => enter_error(error),
     })?;
     let image = Image::new(command, &user)?;
-    let streams_error = |e: Error| EnterError::Streams(e.into());
+    let streams_error = EnterError::Streams;
     let mut ends = Ends::open_as_root(streams, root, &user).map_err(streams_error)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     process_limits::reset(&target.rights.limits).map_err(enter_error)?;
@@ -184,7 +182,7 @@ fn limit(rights: &Rights, user: &User, as_user: impl FnOnce() -> sys::Result<()>
     process::limit_bounding_set(rights.capabilities).map_err(enter_error)?;
     process::keep_capabilities().map_err(enter_error)?;
     process::become_user(user.uid, user.gid, &user.groups).map_err(enter_error)?;
-    as_user().map_err(|e| EnterError::Streams(e.into()))?;
+    as_user().map_err(EnterError::Streams)?;
     process::join_new_keyring().map_err(enter_error)?;
     let keep = if user.uid == 0 { rights.capabilities } else { 0 };
     if !rights.filter.is_empty() {
@@ -217,7 +215,7 @@ fn change_directory(root: &RootFd, command: &Command, user: &User) -> Outcome<()
         None if command.login_shell => go(&user.home).or_else(|_| go("/")),
         None => go("/"),
     };
-    result.map_err(|e| EnterError::Directory(e.into()))
+    result.map_err(EnterError::Directory)
 }
 
 /// What the command's process does between its fork and exec.
@@ -268,7 +266,7 @@ impl Image {
         let mut refused = None;
         for dir in self.path.split(':').filter(|dir| !dir.is_empty()) {
             if let Some(cause) = self.try_at(&format!("{dir}/{}", self.program)) {
-                if cause.errno != Errno::EACCES as i32 {
+                if cause.errno != Errno::EACCES {
                     return EnterError::NotExecutable(cause);
                 }
                 refused.get_or_insert(cause);
@@ -281,20 +279,17 @@ impl Image {
     }
 
     /// Why what is at `path` cannot be executed; `None` if nothing is there.
-    fn try_at(&self, path: &str) -> Option<Cause> {
+    fn try_at(&self, path: &str) -> Option<Error> {
         let program = match process::c_string(path) {
             Ok(program) => program,
-            Err(error) => return Some(error.into()),
+            Err(error) => return Some(error),
         };
         let error = process::exec(&program, &self.argv, &self.envp);
         if !matches!(error.errno, Errno::ENOENT | Errno::ENOTDIR) {
-            return Some(error.into());
+            return Some(error);
         }
         let there = rustix::fs::accessat(rustix::fs::CWD, &*program, Access::EXISTS, AtFlags::empty()).is_ok();
-        there.then(|| Cause {
-            call: format!("execve('{path}'), whose interpreter is missing"),
-            errno: error.errno as i32,
-        })
+        there.then(|| Error { call: format!("execve('{path}'), whose interpreter is missing"), errno: error.errno })
     }
 }
 

@@ -43,7 +43,7 @@ pub use users::is_user;
 use crate::spec::ProcessLimits;
 use crate::sys::process::{self, Ended, FilterInsn};
 use crate::sys::worker::{Child, Worker};
-use crate::sys::{self, Errno, socket};
+use crate::sys::{self, Errno, channel, socket};
 use leaf_cgroup::Leaf;
 use streams::{Pump, Signals, Streams};
 
@@ -133,48 +133,27 @@ impl Outcome {
     }
 }
 
-/// A failed call, in a form that crosses a socket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cause {
-    /// The call with its object.
-    pub call: String,
-    /// The kernel's answer.
-    pub errno: i32,
-}
-
-impl From<sys::Error> for Cause {
-    fn from(error: sys::Error) -> Self {
-        Self { call: error.call, errno: error.errno as i32 }
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", Shown(&self.call), Errno::from_raw(self.errno).desc())
-    }
-}
-
 /// Why a command could not be run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EnterError {
     /// An argument or a variable that no program can be given.
     Request(String),
     /// Its control group could not be made or used.
-    Group(Cause),
+    Group(sys::Error),
     /// The machine's namespaces could not be entered, or its rights not taken on.
-    Enter(Cause),
+    Enter(sys::Error),
     /// No such user in the machine.
     User(String),
     /// The working directory cannot be used.
-    Directory(Cause),
+    Directory(sys::Error),
     /// Standard input, output or error could not be set up or copied.
-    Streams(Cause),
+    Streams(sys::Error),
     /// A socket of the machine cannot be connected to.
-    Connect(Cause),
+    Connect(sys::Error),
     /// The program does not exist in the machine.
     NotFound(String),
     /// The program exists and cannot be executed.
-    NotExecutable(Cause),
+    NotExecutable(sys::Error),
     /// The entering process ended without a word.
     Lost,
     /// The entering process panicked, for this reason.
@@ -194,15 +173,17 @@ impl EnterError {
 
 impl fmt::Display for EnterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The machine may have chosen what a call was made on.
+        let shown = |cause: &sys::Error| format!("{}: {}", Shown(&cause.call), cause.errno.desc());
         match self {
             Self::Request(why) | Self::User(why) => f.write_str(why),
-            Self::Group(cause) => write!(f, "cannot make a control group for the command: {cause}"),
-            Self::Enter(cause) => write!(f, "cannot enter the machine: {cause}"),
-            Self::Directory(cause) => write!(f, "cannot use the working directory: {cause}"),
-            Self::Connect(cause) => write!(f, "cannot connect to a socket of the machine: {cause}"),
-            Self::Streams(cause) => write!(f, "cannot connect standard input and output: {cause}"),
+            Self::Group(cause) => write!(f, "cannot make a control group for the command: {}", shown(cause)),
+            Self::Enter(cause) => write!(f, "cannot enter the machine: {}", shown(cause)),
+            Self::Directory(cause) => write!(f, "cannot use the working directory: {}", shown(cause)),
+            Self::Connect(cause) => write!(f, "cannot connect to a socket of the machine: {}", shown(cause)),
+            Self::Streams(cause) => write!(f, "cannot connect standard input and output: {}", shown(cause)),
             Self::NotFound(program) => write!(f, "no program '{}' in the machine", Shown(program)),
-            Self::NotExecutable(cause) => write!(f, "cannot execute the command: {cause}"),
+            Self::NotExecutable(cause) => write!(f, "cannot execute the command: {}", shown(cause)),
             Self::Lost => f.write_str("the process that entered the machine was killed"),
             Self::Panicked(why) => write!(f, "the process that entered the machine panicked: {}", Shown(why)),
         }
@@ -294,13 +275,13 @@ pub fn connect(target: &Target<'_>, path: &str, limit: Duration) -> Result<Owned
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let cause = Cause { call: format!("connect('{path}')"), errno: Errno::ETIMEDOUT as i32 };
+            let cause = sys::Error { call: format!("connect('{path}')"), errno: Errno::ETIMEDOUT };
             return Err(EnterError::Connect(cause));
         }
         let mut set = [PollFd::new(running.poll_fd(), PollFlags::POLLIN)];
         match nix::poll::poll(&mut set, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(EnterError::Enter(sys::Error { call: "poll".into(), errno }.into())),
+            Err(errno) => return Err(EnterError::Enter(sys::Error { call: "poll".into(), errno })),
         }
     }
 }
@@ -314,22 +295,22 @@ pub fn connect(target: &Target<'_>, path: &str, limit: Duration) -> Result<Owned
 /// If the command was not run, or its streams failed on our side.
 pub fn run(target: &Target<'_>, command: &Command) -> Result<Outcome, EnterError> {
     child::check(command)?;
-    let signals = Signals::take().map_err(|e| EnterError::Streams(e.into()))?;
-    let streams = Streams::of(command.stdio).map_err(|e| EnterError::Streams(e.into()))?;
+    let signals = Signals::take().map_err(EnterError::Streams)?;
+    let streams = Streams::of(command.stdio).map_err(EnterError::Streams)?;
     let mut running = launch(target, &Work::Run(command), &streams)?;
     let mut pump = Pump::new(streams);
     loop {
         let outcome = running.step()?;
         // A short command is over in the step that told of its streams.
         if !running.outside.is_empty() {
-            pump.connect(std::mem::take(&mut running.outside)).map_err(|e| EnterError::Streams(e.into()))?;
+            pump.connect(std::mem::take(&mut running.outside)).map_err(EnterError::Streams)?;
         }
         if let Some(outcome) = outcome {
             pump.drain();
             return Ok(outcome);
         }
         let ready = pump.poll([running.poll_fd(), signals.as_fd()], running.deadline);
-        ready.map_err(|e| EnterError::Streams(e.into()))?;
+        ready.map_err(EnterError::Streams)?;
         while let Some(signal) = signals.next() {
             if signal == Signal::SIGWINCH as i32 {
                 pump.resize();
@@ -354,7 +335,7 @@ pub fn run(target: &Target<'_>, command: &Command) -> Result<Outcome, EnterError
 /// # Errors
 /// If our streams or the terminal cannot be used.
 pub fn attend(terminal: OwnedFd, over: BorrowedFd<'_>) -> Result<Option<i32>, EnterError> {
-    let failed = |e: sys::Error| EnterError::Streams(e.into());
+    let failed = EnterError::Streams;
     let signals = Signals::take().map_err(failed)?;
     // Without a holder the master reports a hang-up for as long as the machine has the other end closed.
     let _held = pty::hold(&terminal).map_err(failed)?;
@@ -397,13 +378,13 @@ impl Work<'_> {
 }
 
 fn launch(target: &Target<'_>, work: &Work<'_>, streams: &Streams) -> Result<Running, EnterError> {
-    let leaf = target.cgroup.map(Leaf::make).transpose().map_err(|e| EnterError::Group(e.into()))?;
-    let (ours, theirs) = socket::pair().map_err(|e| EnterError::Enter(e.into()))?;
+    let leaf = target.cgroup.map(Leaf::make).transpose().map_err(EnterError::Group)?;
+    let (ours, theirs) = socket::pair().map_err(EnterError::Enter)?;
     let lost = |why: &str| child::report(&theirs, &Report::Failed(EnterError::Panicked(why.into())), &[]);
     let worker = Worker::unnamed(c"enter").cgroup(leaf.as_ref().map(AsFd::as_fd)).on_panic(&lost);
     let first = worker.spawn(|| child::enter(target, work, streams, &theirs));
     Ok(Running {
-        first: first.map_err(|e| EnterError::Group(e.into()))?,
+        first: first.map_err(EnterError::Group)?,
         socket: Some(ours),
         command: None,
         pid: 0,
@@ -455,7 +436,7 @@ impl Running {
             self.kill();
             return Err(self.failure.take().unwrap_or(EnterError::Lost));
         };
-        let ended = process::wait_pidfd(command, self.failure.is_some()).map_err(|e| EnterError::Enter(e.into()))?;
+        let ended = process::wait_pidfd(command, self.failure.is_some()).map_err(EnterError::Enter)?;
         let Some(ended) = ended else { return Ok(None) };
         self.over = true;
         match self.failure.take() {
@@ -467,18 +448,17 @@ impl Running {
     /// Takes one message, or the end of the socket, which means that exec succeeded or nothing is left to.
     fn receive(&mut self) -> Result<(), EnterError> {
         let Some(socket) = &self.socket else { return Ok(()) };
-        let mut data = vec![0; 16 << 10];
-        let received = socket::receive(socket, &mut data).map_err(|e| EnterError::Enter(e.into()))?;
-        if received.len == 0 {
-            self.socket = None;
-            // Ours to reap; it ends right after its last message.
-            return self.first.wait().map(drop).map_err(|e| EnterError::Enter(e.into()));
-        }
-        match serde_json::from_slice(&data[..received.len]) {
-            Ok(Report::Connected) => self.outside = received.fds,
-            Ok(Report::Started) => self.adopt(received.fds.into_iter().next()),
-            Ok(Report::Failed(error)) => self.failure = Some(error),
-            Err(_) => self.failure = Some(EnterError::Lost),
+        match channel::receive(socket) {
+            Ok(None) => {
+                self.socket = None;
+                // Ours to reap; it ends right after its last message.
+                self.first.wait().map_err(EnterError::Enter)?;
+            }
+            Ok(Some((Report::Connected, fds))) => self.outside = fds,
+            Ok(Some((Report::Started, fds))) => self.adopt(fds.into_iter().next()),
+            Ok(Some((Report::Failed(error), _))) => self.failure = Some(error),
+            Err(e) if matches!(e.errno, Errno::EPROTO | Errno::EMSGSIZE) => self.failure = Some(EnterError::Lost),
+            Err(e) => return Err(EnterError::Enter(e)),
         }
         Ok(())
     }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{Mode, OFlags};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::limits::Limit;
 use crate::spec::{Layout, MachineName, Resources};
-use crate::sys::{self, Context as _, Errno, Error, socket};
+use crate::sys::{self, Context as _, channel, socket};
 
 /// Name of the socket in the run directory.
 pub const SOCKET: &str = "control";
@@ -142,20 +143,10 @@ pub fn ask(layout: &Layout, name: &MachineName, request: &Request) -> sys::Resul
 
 /// Sends one request or answer.
 pub fn send<T: Serialize>(connection: &OwnedFd, message: &T) -> sys::Result<()> {
-    let bad = |_| Error { call: "encoding a request".into(), errno: Errno::EPROTO };
-    socket::send(connection, &serde_json::to_vec(message).map_err(bad)?, &[])
+    channel::send_within(MESSAGE, connection, message, &[])
 }
 
 /// Receives one request or answer; `None` at the end.
-pub fn receive<T: serde::de::DeserializeOwned>(connection: &OwnedFd) -> sys::Result<Option<T>> {
-    let mut buffer = vec![0; MESSAGE];
-    let received = match socket::receive(connection, &mut buffer) {
-        Err(e) if e.errno == Errno::ECONNRESET => return Ok(None),
-        other => other?,
-    };
-    if received.len == 0 {
-        return Ok(None);
-    }
-    let bad = |_| Error { call: "decoding a request".into(), errno: Errno::EPROTO };
-    serde_json::from_slice(&buffer[..received.len]).map(Some).map_err(bad)
+pub fn receive<T: DeserializeOwned>(connection: &OwnedFd) -> sys::Result<Option<T>> {
+    Ok(channel::receive_within(MESSAGE, connection)?.map(|(message, _)| message))
 }

@@ -10,7 +10,7 @@ use crate::plan::limits::Limit;
 use crate::running::control::{self, Answer, NewLimits};
 use crate::running::state::State;
 use crate::sys::worker::{Child, Worker};
-use crate::sys::{self, socket};
+use crate::sys::{self, channel, socket};
 
 /// What the child says when it is done: nothing, or what went wrong and a hint.
 type Outcome = Option<(String, Option<String>)>;
@@ -31,7 +31,7 @@ impl Changing {
         let (ours, theirs) = socket::pair()?;
         let tell = |outcome: &Outcome| {
             // A supervisor that is gone needs no answer.
-            let _ = serde_json::to_vec(outcome).map(|text| socket::send(&theirs, &text, &[]));
+            let _ = channel::send(&theirs, outcome, &[]);
         };
         let lost = |why: &str| tell(&Some((format!("the child that was to do it panicked: {why}"), None)));
         let worker = Worker::new(c"machinist-limit").tied().kill_on_drop().keep(&[theirs.as_fd()]).on_panic(&lost);
@@ -50,18 +50,16 @@ impl Changing {
 
     /// Takes the child's word and makes it the machine's; gives the answer for [`Self::tell`].
     pub(super) fn conclude(&self, job: &mut Job, state: &mut State) -> Answer {
-        let mut buffer = vec![0; 4096];
-        let received = socket::receive(&self.channel, &mut buffer).map_or(0, |received| received.len);
-        match serde_json::from_slice::<Outcome>(&buffer[..received]) {
-            Ok(None) => {
+        match channel::receive::<Outcome>(&self.channel) {
+            Ok(Some((None, _))) => {
                 job.plan.limits.clone_from(&self.new.limits);
                 job.resources.clone_from(&self.new.resources);
                 state.limits.clone_from(&self.new.limits);
                 state.resources.clone_from(&self.new.resources);
                 Answer::Limited
             }
-            Ok(Some((why, hint))) => Answer::NotLimited { why, hint },
-            Err(_) => Answer::Refused("the child that was to do it died".into()),
+            Ok(Some((Some((why, hint)), _))) => Answer::NotLimited { why, hint },
+            Ok(None) | Err(_) => Answer::Refused("the child that was to do it died".into()),
         }
     }
 

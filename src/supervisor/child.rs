@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::handshake::{self, FromChild, FromOuter, ToInner};
+use super::handshake::{FromChild, FromOuter, ToInner};
 use super::stub_init;
 use crate::enter::process_limits;
 use crate::plan::Plan;
@@ -24,7 +24,7 @@ use crate::sys::mount::{self, Attributes, Propagation};
 use crate::sys::path::RootFd;
 use crate::sys::process::{self, FilterInsn, ns};
 use crate::sys::worker::{self, Child, Worker};
-use crate::sys::{self, Context as _, Doing as _, Errno, Error, StepError};
+use crate::sys::{self, Context as _, Doing as _, Errno, Error, StepError, channel};
 
 /// Everything the children need, in memory they inherit.
 #[allow(missing_debug_implementations, reason = "never printed; lives between two forks")]
@@ -47,7 +47,7 @@ pub(super) struct Setup<'a> {
     pub(super) supervisor: i32,
     /// Signals that do not have their default action in the supervisor.
     pub(super) signals: u64,
-    /// A step of [`handshake::STEPS`] at which a test wants the process dead.
+    /// A step of [`STEPS`](super::handshake::STEPS) at which a test wants the process dead.
     pub(super) die_at: Option<&'a str>,
 }
 
@@ -73,7 +73,7 @@ pub(super) fn outer(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> u8 {
 /// Tells the supervisor why a child fails; gives its exit status.
 pub(super) fn report(supervisor: &OwnedFd, error: StepError) -> u8 {
     // If this fails, too, the supervisor is gone, and so will we be.
-    let _ = handshake::send(supervisor, &FromChild::Failed(error.into()), &[]);
+    let _ = channel::send(supervisor, &FromChild::Failed(error), &[]);
     1
 }
 
@@ -100,7 +100,7 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     setup.step("outer:cloned");
     let userns = write_maps(setup, leader.as_raw())?;
     setup.step("outer:mapped");
-    handshake::send(&ours, &FromOuter::Mapped, &[]).doing(|| "cannot talk to the inner child".into())?;
+    channel::send(&ours, &FromOuter::Mapped, &[]).doing(|| "cannot talk to the inner child".into())?;
 
     let shifted = setup.range.is_some_and(|r| r.shift != 0);
     let ids = Ids {
@@ -142,9 +142,9 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     setup.step("outer:entered");
     let (path, kind) = init.map_or((None, None), |i| (Some(i.path), i.kind));
     let talk = || "cannot talk to the inner child".to_owned();
-    handshake::send(&ours, &FromOuter::Entered(path.clone(), kind), &[]).doing(talk)?;
+    channel::send(&ours, &FromOuter::Entered(path.clone(), kind), &[]).doing(talk)?;
     let ready = FromChild::Ready { leader: leader.as_raw(), init: path, kind };
-    let sent = handshake::send(to_supervisor, &ready, &[master.as_fd(), api.console.as_fd()]);
+    let sent = channel::send(to_supervisor, &ready, &[master.as_fd(), api.console.as_fd()]);
     // The end of this process closes them at once.
     std::mem::forget(inside);
     sent.doing(|| "cannot talk to the supervisor".into())
@@ -229,20 +229,16 @@ fn make_userns(map: &[IdMapEntry], shift: u32, root: &RootFd) -> sys::Result<Own
             .call(|| "chroot".into())
             .and_then(|()| process::unshare(ns::USER));
         // Lives until its maker closes the other end; an answer that cannot be sent is missed there.
-        let answer = made.map_or_else(|e| u8::try_from(e.errno as i32).unwrap_or(u8::MAX), |()| 0);
-        let _ = sys::socket::send(&wait, &[answer], &[]);
-        let _ = sys::socket::receive(&wait, &mut [0; 1]);
+        let _ = channel::send(&wait, &made, &[]);
+        let _ = channel::receive::<()>(&wait);
         0
     });
     let mut child = child?;
     let pid = child.pid();
     drop(wait);
     let result = (|| {
-        let mut answer = [u8::MAX];
-        sys::socket::receive(&keep, &mut answer)?;
-        if answer != [0] {
-            return Err(Error { call: "unshare(CLONE_NEWUSER)".into(), errno: Errno::from_raw(answer[0].into()) });
-        }
+        let lost = || Error { call: "unshare(CLONE_NEWUSER)".into(), errno: Errno::ECHILD };
+        channel::receive::<sys::Result<()>>(&keep)?.ok_or_else(lost)?.0?;
         for (file, of) in [("uid_map", IdsOf::Users), ("gid_map", IdsOf::Groups)] {
             let lines: String = map
                 .iter()
@@ -263,7 +259,7 @@ fn make_userns(map: &[IdMapEntry], shift: u32, root: &RootFd) -> sys::Result<Own
 
 fn receive_api(from_inner: &OwnedFd) -> Result<(ApiMounts, OwnedFd), StepError> {
     let doing = || "the inner child ended before its part was done".to_owned();
-    let message = handshake::receive::<bool>(from_inner).doing(doing)?;
+    let message = channel::receive::<bool>(from_inner).doing(doing)?;
     let (has_sysfs, fds) = message.ok_or_else(|| StepError::refused(doing()))?;
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or_else(|| StepError::refused(doing()));
@@ -288,7 +284,7 @@ fn become_leader(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) 
         // By far the slowest of all namespaces to make; the outer child builds the root meanwhile.
         process::unshare(ns::NET).map_err(no_namespaces)?;
     }
-    expect(handshake::receive(from_outer), &FromOuter::Mapped)?;
+    expect(channel::receive(from_outer), &FromOuter::Mapped)?;
     setup.step("inner:started");
     if plan.namespaces.user {
         process::become_user(0, 0, &[]).doing(|| "cannot become root of the machine".into())?;
@@ -301,7 +297,7 @@ fn become_leader(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) 
     let console = make_api(setup, from_outer)?;
     setup.step("inner:api");
     let Some((FromOuter::Entered(init, kind), _)) =
-        handshake::receive(from_outer).doing(|| "cannot hear the outer child".into())?
+        channel::receive(from_outer).doing(|| "cannot hear the outer child".into())?
     else {
         return Err(None);
     };
@@ -323,7 +319,7 @@ fn become_leader(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) 
     let program = Program::new(setup, init, kind)?;
     process_limits::reset(&plan.privileges.limits).doing(|| "cannot reset the resource limits".into())?;
     process::close_from_on_exec(3).doing(|| "cannot close descriptors".into())?;
-    expect(handshake::receive(supervisor), &ToInner::Go)?;
+    expect(channel::receive(supervisor), &ToInner::Go)?;
     setup.step("inner:go");
     process::reset_signals(setup.signals).doing(|| "cannot reset signals".into())?;
     if matches!(plan.exec.payload, Payload::Command { .. }) {
@@ -376,7 +372,7 @@ fn make_api(setup: &Setup<'_>, outer: &OwnedFd) -> Result<OwnedFd, StepError> {
     let mut fds = vec![&api.proc, &api.mqueue, &api.cgroup, &api.devpts, &api.console, &master];
     fds.extend(&api.sysfs);
     let fds: Vec<BorrowedFd<'_>> = fds.into_iter().map(AsFd::as_fd).collect();
-    handshake::send(outer, &network, &fds).doing(|| "cannot talk to the outer child".into())?;
+    channel::send(outer, &network, &fds).doing(|| "cannot talk to the outer child".into())?;
     Ok(api.console)
 }
 

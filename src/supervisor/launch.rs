@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use super::child::{self, Setup};
 use super::console::{Console, Mode};
 use super::event_loop::Running;
-use super::handshake::{self, FromChild, ToInner};
+use super::handshake::{FromChild, ToInner};
 use super::prepare::Prepared;
 use super::registration::Registering;
 use super::{Job, MachineError};
@@ -19,7 +19,7 @@ use crate::running::state::{Phase, State, has_executed, start_time};
 use crate::spec::{InitKind, MachineId, Ownership, Restart};
 use crate::sys::process;
 use crate::sys::worker::{Child, Worker};
-use crate::sys::{self, Context as _, Doing as _, StepError, socket};
+use crate::sys::{self, Context as _, Doing as _, StepError, channel, socket};
 
 /// What the children made.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
     drop(theirs);
     // Not earlier: now there is nothing else to do until the root is complete.
     let registering = Registering::begin(prepared);
-    let message = handshake::receive::<FromChild>(&ours).doing(talk)?;
+    let message = channel::receive::<FromChild>(&ours).doing(talk)?;
     let ended = || process::wait_pidfd(&outer, true).doing(talk).map_err(MachineError::from);
     match message {
         Some((FromChild::Ready { leader, init, kind }, fds)) => {
@@ -123,7 +123,7 @@ fn make(prepared: &Prepared) -> Result<Launched, MachineError> {
             let state = State { machine_id: entered.map(|id| id.uuid()), ..state(prepared, leader, init, kind) };
             Ok(Launched { leader: pidfd, state, notify, channel: ours, master, outer, registering })
         }
-        Some((FromChild::Failed(failure), _)) => ended().and(Err(StepError::from(failure).into())),
+        Some((FromChild::Failed(failure), _)) => ended().and(Err(failure.into())),
         Some((FromChild::Waiting, _)) => Err(MachineError::Vanished("outer child")),
         None if ended()? == Some(process::Ended::Exited(0)) => Err(MachineError::Vanished("inner child")),
         None => Err(MachineError::Vanished("outer child")),
@@ -209,13 +209,13 @@ fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineErro
     // It ends while we were busy; no process with the host's rights is left when the payload begins.
     process::wait_pidfd(&launched.outer, true).doing(talk)?;
     launched.registering.conclude(prepared)?;
-    match handshake::send(&launched.channel, &ToInner::Go, &[]) {
+    match channel::send(&launched.channel, &ToInner::Go, &[]) {
         Err(e) if e.errno == sys::Errno::EPIPE => return Err(MachineError::Vanished("inner child")),
         other => other.doing(talk)?,
     }
     let mut stub = false;
     loop {
-        match handshake::receive::<FromChild>(&launched.channel).doing(talk)? {
+        match channel::receive::<FromChild>(&launched.channel).doing(talk)? {
             Some((FromChild::Waiting, _)) => stub = true,
             // It may have ended already: that is the payload's own story, told by its exit status.
             None if stub || has_executed(launched.state.leader) => return Ok(()),
@@ -223,7 +223,7 @@ fn admit(prepared: &mut Prepared, launched: &Launched) -> Result<(), MachineErro
             Some((FromChild::Failed(failure), _)) => {
                 // Reaped here, because nobody will wait for a machine that never ran.
                 process::wait_pidfd(&launched.leader, true).doing(talk)?;
-                return Err(StepError::from(failure).into());
+                return Err(failure.into());
             }
             Some((FromChild::Ready { .. }, _)) => return Err(MachineError::Vanished("outer child")),
         }

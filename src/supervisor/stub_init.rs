@@ -9,9 +9,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::stdio::{stderr, stdin, stdout};
 
 use super::child::{Program, Setup, limit, report};
-use super::handshake::{self, FromChild};
+use super::handshake::FromChild;
 use crate::sys::worker::Worker;
-use crate::sys::{Context as _, Doing as _, StepError, process};
+use crate::sys::{Context as _, Doing as _, StepError, channel, process};
 
 /// Signals that end a command; all others keep their meaning for PID 1, which is none.
 const PASSED_ON: [Signal; 6] =
@@ -33,7 +33,7 @@ pub(super) fn run(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) ->
     let worker = Worker::unnamed(c"command").on_panic(&lost);
     let command = worker.spawn(|| report(supervisor, execute(setup, program)));
     let command = command.doing(|| "cannot start the command".into())?;
-    if handshake::send(supervisor, &FromChild::Waiting, &[]).is_err() {
+    if channel::send(supervisor, &FromChild::Waiting, &[]).is_err() {
         return Ok(1);
     }
     // Nothing of the host stays open in a process of the machine, and the supervisor sees the end of file when

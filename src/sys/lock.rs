@@ -4,7 +4,6 @@
 //! other descriptor of the same file does not lose them, and they exclude the classic locks of other programs.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -63,11 +62,6 @@ impl LockFile {
         }
     }
 
-    /// Takes over a lock whose descriptor came through an exec.
-    pub fn adopt(path: PathBuf, fd: OwnedFd) -> Self {
-        Self { path, file: File::from(fd), hold: Hold::Exclusive, released: false }
-    }
-
     /// Removes the file, then unlocks it: in this order nobody can lock a file that is about to go. A file that
     /// others hold, too, stays for the last of them.
     pub fn release(mut self) -> Result<()> {
@@ -87,12 +81,6 @@ impl LockFile {
         try_lock(&self.file, Change::LetGo, &self.path)?;
         let last = try_lock(&self.file, Change::Take(Hold::Exclusive), &self.path)?;
         Ok(last && self.file.metadata().is_ok_and(|stat| stat.nlink() > 0))
-    }
-}
-
-impl AsFd for LockFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 }
 
@@ -223,20 +211,6 @@ mod tests {
             std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(work))));
             assert!(!path.exists());
         }
-    }
-
-    #[test]
-    fn a_lock_taken_over_by_descriptor_is_the_same_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let first = LockFile::try_take(&path).unwrap().unwrap();
-        let fd = first.as_fd().try_clone_to_owned().unwrap();
-        // What an exec does to the first holder: gone, without its destructor.
-        std::mem::forget(first);
-        let second = LockFile::adopt(path.clone(), fd);
-        assert!(LockFile::try_take(&path).unwrap().is_none());
-        second.release().unwrap();
-        assert!(!path.exists());
     }
 
     #[test]

@@ -7,6 +7,8 @@
 pub mod block;
 pub mod bpf;
 pub mod btrfs;
+pub mod channel;
+pub mod errno_as_number;
 pub mod exe_seal;
 pub mod lock;
 pub mod message;
@@ -23,15 +25,18 @@ pub mod worker;
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 pub use nix::errno::Errno;
 pub use step::{Doing, StepError};
 
 /// A system call that failed: what was called on what, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
     /// The call with its object, as in `openat2('etc/os-release')`.
     pub call: String,
     /// The kernel's answer.
+    #[serde(with = "errno_as_number")]
     pub errno: Errno,
 }
 

@@ -45,6 +45,8 @@ pub fn send_some(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> Resu
 pub struct Received {
     /// Bytes of the message that fitted; 0 at the end of the connection.
     pub len: usize,
+    /// The message was longer, and its rest is lost.
+    pub truncated: bool,
     /// Descriptors that came along, close-on-exec.
     pub fds: Vec<OwnedFd>,
     /// Process id of the sender in our namespace, if credentials were asked for.
@@ -59,7 +61,8 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received> {
         let fd = socket.as_fd().as_raw_fd();
         match recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
             Ok(message) => {
-                let mut received = Received { len: message.bytes, ..Received::default() };
+                let truncated = message.flags.contains(MsgFlags::MSG_TRUNC);
+                let mut received = Received { len: message.bytes, truncated, ..Received::default() };
                 for part in message.cmsgs().call(|| "recvmsg(control)".into())? {
                     match part {
                         ControlMessageOwned::ScmRights(raw) => {

@@ -25,7 +25,7 @@ use super::{InsideError, Leader, Outcome, become_guest_root, host_root, leave_mo
 use crate::sys::mount::{self, Attributes};
 use crate::sys::path::RootFd;
 use crate::sys::worker::Worker;
-use crate::sys::{self, Context as _, Errno, process, socket};
+use crate::sys::{self, Context as _, Errno, channel, process, socket};
 use crate::tree::copy::{self, Policy};
 use crate::tree::inode::Inode;
 use crate::tree::walk::Stopped;
@@ -230,7 +230,7 @@ fn as_guest(userns: Option<&OwnedFd>, work: impl FnOnce() -> Outcome<()>) -> Out
     let (ours, theirs) = socket::pair()?;
     let tell = |result: &Outcome<()>| {
         // Without an answer our parent says that we are lost.
-        let _ = serde_json::to_vec(result).map(|data| socket::send(&theirs, &data, &[]));
+        let _ = channel::send(&theirs, result, &[]);
     };
     let lost = |how: &str| InsideError::new(Errno::EIO, format!("the process that copies {how}"));
     let panicked = |why: &str| tell(&Err(lost(&format!("panicked: {why}"))));
@@ -240,8 +240,7 @@ fn as_guest(userns: Option<&OwnedFd>, work: impl FnOnce() -> Outcome<()>) -> Out
         0
     })?;
     drop(theirs);
-    let mut buffer = vec![0; 16 << 10];
-    let received = socket::receive(&ours, &mut buffer)?;
+    let result = channel::receive(&ours)?;
     child.wait()?;
-    serde_json::from_slice(&buffer[..received.len]).unwrap_or_else(|_| Err(lost("was killed")))
+    result.map_or_else(|| Err(lost("was killed")), |(result, _)| result)
 }

@@ -63,20 +63,20 @@ pub enum Answer {
 /// Why something was not done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InsideError {
-    /// The errno that tells programs.
-    errno: i32,
+    #[serde(with = "sys::errno_as_number")]
+    errno: Errno,
     /// One line.
     text: String,
 }
 
 impl InsideError {
     fn new(errno: Errno, text: impl Into<String>) -> Self {
-        Self { errno: errno as i32, text: text.into() }
+        Self { errno, text: text.into() }
     }
 
     /// The errno that tells programs.
     pub fn errno(&self) -> Errno {
-        Errno::from_raw(self.errno)
+        self.errno
     }
 }
 

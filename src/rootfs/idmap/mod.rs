@@ -2,7 +2,7 @@
 //!
 //! A block is held by an exclusive lock on a file named after its first id. The place, the lock and the order
 //! of checks are those of systemd-nspawn (seen in 252 and 257), so its machines and ours share a host. The
-//! lock lives in a descriptor: it outlasts an exec and ends with the process, however that ends.
+//! lock lives in a descriptor and ends with the process, however that ends.
 //!
 //! A picked block is remembered and, while nobody else has taken it, used again without looking at the user
 //! database. Nothing here touches a file of a tree.
@@ -12,7 +12,6 @@ mod users;
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -101,19 +100,6 @@ impl IdRangeLock {
     /// The ids.
     pub fn range(&self) -> IdRange {
         self.range
-    }
-
-    /// The descriptors that are the lock, in the order [`Self::adopt`] wants them after an exec.
-    ///
-    /// They are close-on-exec; a process that re-executes itself clears that flag first.
-    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.locks.iter().map(AsFd::as_fd)
-    }
-
-    /// Takes over the lock of `range` from before an exec.
-    pub fn adopt(layout: &Layout, range: IdRange, fds: Vec<OwnedFd>) -> Self {
-        let paths = blocks(range).map(|block| lock_path(layout, block));
-        Self { range, locks: paths.zip(fds).map(|(path, fd)| LockFile::adopt(path, fd)).collect() }
     }
 
     /// Gives the ids back.

@@ -287,8 +287,8 @@ fn runs_systemd(state: Option<&State>, leader: i32) -> bool {
     }
 }
 
-fn is_absence(errno: i32) -> bool {
-    [Errno::ENOENT, Errno::ENOTDIR, Errno::ECONNREFUSED, Errno::ELOOP].iter().any(|absent| *absent as i32 == errno)
+fn is_absence(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ECONNREFUSED | Errno::ELOOP)
 }
 
 /// A command that has been executed; it may be over already.
@@ -361,7 +361,7 @@ fn begun(mut running: Running) -> Result<Begun, EnterError> {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             let cause = Error { call: "executing the command".into(), errno: Errno::ETIMEDOUT };
-            return Err(EnterError::Enter(cause.into()));
+            return Err(EnterError::Enter(cause));
         }
         poll(&running, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))?;
     }
@@ -370,7 +370,7 @@ fn begun(mut running: Running) -> Result<Begun, EnterError> {
 fn poll(running: &Running, timeout: PollTimeout) -> Result<(), EnterError> {
     match nix::poll::poll(&mut [PollFd::new(running.poll_fd(), PollFlags::POLLIN)], timeout) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(errno) => Err(EnterError::Enter(Error { call: "poll".into(), errno }.into())),
+        Err(errno) => Err(EnterError::Enter(Error { call: "poll".into(), errno })),
     }
 }
 
@@ -393,7 +393,6 @@ fn wait(begun: Begun) -> String {
 
 /// As the bus has it.
 fn failure(error: &EnterError) -> Failure {
-    let errno = |number: i32| Failure::errno(Errno::from_raw(number), error);
     match error {
         EnterError::Request(_) | EnterError::User(_) => Failure::invalid_args(error),
         EnterError::NotFound(_) => Failure::errno(Errno::ENOENT, error),
@@ -403,6 +402,6 @@ fn failure(error: &EnterError) -> Failure {
         | EnterError::Directory(cause)
         | EnterError::Streams(cause)
         | EnterError::Connect(cause)
-        | EnterError::NotExecutable(cause) => errno(cause.errno),
+        | EnterError::NotExecutable(cause) => Failure::errno(cause.errno, error),
     }
 }
