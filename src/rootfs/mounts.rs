@@ -38,7 +38,7 @@ pub struct ApiMounts {
 
 /// Texts that are known only at start.
 #[derive(Debug, Clone, Default)]
-pub struct Texts {
+pub struct RuntimeTexts {
     /// Told as `container_uuid`.
     pub container_uuid: String,
     /// The host's os-release.
@@ -65,7 +65,7 @@ pub struct Mounter<'a> {
     /// The not yet bound notification socket.
     pub notify: BorrowedFd<'a>,
     /// Texts for files.
-    pub texts: &'a Texts,
+    pub texts: &'a RuntimeTexts,
     /// The opened directories of extra overlays, in their order in the list.
     pub overlays: &'a [MountedTree<'a>],
     /// What the host's devices turned out to be.

@@ -43,7 +43,7 @@ pub enum Request {
     Reboot,
     /// Change the limits, for later boots of the machine, too.
     Limit(Box<NewLimits>),
-    /// Nothing; but if the machine ends soon, somebody has wanted that.
+    /// Announces that an end within the stop timeout is intended.
     Expect,
 }
 
@@ -104,8 +104,8 @@ impl Callers {
         self.0.iter().enumerate().filter_map(|(index, connection)| Some((connection.as_ref()?.as_fd(), index)))
     }
 
-    /// Takes in everybody who has come.
-    pub fn admit(&mut self, listener: impl AsFd) {
+    /// Accepts every connection that is waiting.
+    pub fn accept(&mut self, listener: impl AsFd) {
         while let Ok(Some(connection)) = socket::accept(&listener) {
             if self.0.len() < Self::MOST {
                 self.0.push(Some(connection));
@@ -114,9 +114,9 @@ impl Callers {
     }
 
     /// Takes the request of the caller `index`; what is none is refused.
-    pub fn hear(&mut self, index: usize) -> Option<(Request, OwnedFd)> {
+    pub fn receive(&mut self, index: usize) -> Option<(Request, OwnedFd)> {
         let connection = self.0.get_mut(index).and_then(Option::take)?;
-        match receive::<Request>(&connection) {
+        match self::receive::<Request>(&connection) {
             Ok(request) => Some((request?, connection)),
             Err(e) => {
                 let _ = send(&connection, &Answer::Refused(e.to_string()));
@@ -125,7 +125,7 @@ impl Callers {
         }
     }
 
-    /// Forgets those who have been heard.
+    /// Forgets those that have sent their request.
     pub fn tidy(&mut self) {
         self.0.retain(Option::is_some);
     }

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::Job;
+use super::job::Job;
 use crate::cgroup::limits;
 use crate::plan::limits::Limit;
 use crate::running::control::{self, Answer, NewLimits};
@@ -48,8 +48,8 @@ impl Changing {
         self.channel.as_fd()
     }
 
-    /// Takes the child's word and makes it the machine's; gives the answer for [`Self::tell`].
-    pub(super) fn conclude(&self, job: &mut Job, state: &mut State) -> Answer {
+    /// Takes the child's word and makes it the machine's; gives the answer for [`Self::answer`].
+    pub(super) fn finish(&self, job: &mut Job, state: &mut State) -> Answer {
         match channel::receive::<Outcome>(&self.channel) {
             Ok(Some((None, _))) => {
                 job.plan.limits.clone_from(&self.new.limits);
@@ -64,7 +64,7 @@ impl Changing {
     }
 
     /// Tells who has asked, who may look at the state file from then on.
-    pub(super) fn tell(self, answer: &Answer) {
+    pub(super) fn answer(self, answer: &Answer) {
         // Whoever went away does not need it.
         let _ = control::send(&self.asker, answer);
     }

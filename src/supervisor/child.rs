@@ -6,75 +6,28 @@
 //! becomes the leader. Neither logs; both report and leave by `_exit`.
 
 use std::cell::OnceCell;
-use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
 use super::handshake::{FromChild, FromOuter, ToInner};
-use super::stub_init;
+use super::setup::{Program, Setup, limit, report};
+use super::{console, stub_init};
 use crate::enter::process_limits;
 use crate::plan::Plan;
 use crate::plan::mounts::MountOp;
-use crate::rootfs::devices::HostDevice;
-use crate::rootfs::mounts::{ApiMounts, Mounter, Texts, attach_root, enter_root};
-use crate::rootfs::{Ids, MountedTree, OverlayMethod, build, init};
-use crate::spec::{IdMapEntry, IdRange, IdsOf, InitKind, Payload};
+use crate::rootfs::mounts::{ApiMounts, Mounter, attach_root, enter_root};
+use crate::rootfs::{Ids, OverlayMethod, build, init};
+use crate::spec::{IdMapEntry, IdsOf, Payload};
 use crate::sys::mount::{self, Attributes, Propagation};
 use crate::sys::path::RootFd;
-use crate::sys::process::{self, FilterInsn, ns};
+use crate::sys::process::{self, ns};
 use crate::sys::worker::{self, Child, Worker};
 use crate::sys::{self, Context as _, Doing as _, Errno, Error, StepError, channel};
-
-/// Everything the children need, in memory they inherit.
-#[allow(missing_debug_implementations, reason = "never printed; lives between two forks")]
-pub(super) struct Setup<'a> {
-    pub(super) plan: &'a Plan,
-    pub(super) range: Option<IdRange>,
-    pub(super) map_tree: bool,
-    pub(super) tree: &'a MountedTree<'a>,
-    pub(super) overlays: &'a [MountedTree<'a>],
-    pub(super) filter: &'a [FilterInsn],
-    pub(super) texts: &'a Texts,
-    pub(super) devices: &'a [HostDevice],
-    pub(super) notify: BorrowedFd<'a>,
-    pub(super) run_dir: &'a std::path::Path,
-    pub(super) environment: &'a [(String, String)],
-    pub(super) layer_fds: bool,
-    pub(super) tmpfs_idmap: bool,
-    pub(super) console: super::console::Mode,
-    pub(super) console_size: Option<rustix::termios::Winsize>,
-    pub(super) supervisor: i32,
-    /// Signals that do not have their default action in the supervisor.
-    pub(super) signals: u64,
-    /// A step of [`STEPS`](super::handshake::STEPS) at which a test wants the process dead.
-    pub(super) die_at: Option<&'a str>,
-}
-
-impl Setup<'_> {
-    fn step(&self, name: &str) {
-        worker::panic_if_asked(name);
-        if self.die_at == Some(name) {
-            // PID 1 of a namespace cannot kill itself, so both leave as if they had been killed.
-            process::exit_now(137);
-        }
-    }
-
-    fn shift(&self) -> u32 {
-        self.range.map_or(0, |r| r.shift)
-    }
-}
 
 /// Is the outer child; gives its exit status.
 pub(super) fn outer(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> u8 {
     make_machine(setup, to_supervisor).map_or_else(|error| report(to_supervisor, error), |()| 0)
-}
-
-/// Tells the supervisor why a child fails; gives its exit status.
-pub(super) fn report(supervisor: &OwnedFd, error: StepError) -> u8 {
-    // If this fails, too, the supervisor is gone, and so will we be.
-    let _ = channel::send(supervisor, &FromChild::Failed(error), &[]);
-    1
 }
 
 fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepError> {
@@ -297,7 +250,7 @@ fn become_leader(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) 
     let console = make_api(setup, from_outer)?;
     setup.step("inner:api");
     let Some((FromOuter::Entered(init, kind), _)) =
-        channel::receive(from_outer).doing(|| "cannot hear the outer child".into())?
+        channel::receive(from_outer).doing(|| "no message from the outer child".into())?
     else {
         return Err(None);
     };
@@ -350,9 +303,7 @@ fn expect<T: PartialEq>(got: sys::Result<Option<(T, Vec<OwnedFd>)>>, wanted: &T)
     match got {
         Ok(Some((message, _))) if message == *wanted => Ok(()),
         Ok(_) => Err(None),
-        Err(cause) => {
-            Err(Some(StepError { doing: "cannot hear the other side".into(), cause: Some(cause), hint: None }))
-        }
+        Err(cause) => Err(Some(StepError { doing: "no message from the peer".into(), cause: Some(cause), hint: None })),
     }
 }
 
@@ -396,7 +347,7 @@ fn create_api(setup: &Setup<'_>, sysfs: bool) -> sys::Result<(ApiMounts, OwnedFd
         rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC,
     )
     .call(|| "ioctl(TIOCGPTPEER)".into())?;
-    super::console::prepare_slave(console.as_fd(), setup.console, setup.console_size)?;
+    console::prepare_slave(console.as_fd(), setup.console, setup.console_size)?;
     Ok((ApiMounts { proc, sysfs, mqueue, cgroup, devpts, console }, master))
 }
 
@@ -407,54 +358,4 @@ fn take_console(console: &OwnedFd) -> sys::Result<()> {
     rustix::stdio::dup2_stdin(console).call(|| "dup2".into())?;
     rustix::stdio::dup2_stdout(console).call(|| "dup2".into())?;
     rustix::stdio::dup2_stderr(console).call(|| "dup2".into())
-}
-
-/// What is executed, ready for the kernel.
-pub(super) struct Program {
-    pub(super) path: CString,
-    pub(super) argv: Vec<CString>,
-    pub(super) environment: Vec<CString>,
-}
-
-impl Program {
-    fn new(setup: &Setup<'_>, init: Option<String>, kind: Option<InitKind>) -> Result<Self, StepError> {
-        let doing = || "cannot prepare the machine's init".to_owned();
-        let (path, args) = match &setup.plan.exec.payload {
-            Payload::Command { argv } => (argv.first().cloned().unwrap_or_default(), argv.get(1..).unwrap_or_default()),
-            Payload::Auto { args } | Payload::Kind { args, .. } | Payload::Path { args, .. } => {
-                (init.ok_or_else(|| StepError::refused(doing()))?, args.as_slice())
-            }
-        };
-        let argv =
-            std::iter::once(&path).chain(args).map(|a| process::c_string(a.as_str())).collect::<sys::Result<_>>();
-        // finit ends by exit(0) for reboot and poweroff alike in every container it knows.
-        let unknown = kind == Some(InitKind::Finit);
-        let list = setup.environment.iter().map(|(key, value)| match key.as_str() {
-            "container" if unknown => (key, "machinist"),
-            _ => (key, value.as_str()),
-        });
-        let environment = list.map(|(k, v)| process::c_string(format!("{k}={v}"))).collect::<sys::Result<_>>();
-        Ok(Self {
-            argv: argv.doing(doing)?,
-            environment: environment.doing(doing)?,
-            path: process::c_string(path).doing(doing)?,
-        })
-    }
-}
-
-/// Drops to the machine's rights: from here on only exec is left.
-pub(super) fn limit(setup: &Setup<'_>) -> Result<(), StepError> {
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
-    let doing = || "cannot limit the machine's rights".to_owned();
-    let keep = setup.plan.privileges.capabilities;
-    if setup.plan.privileges.no_new_privileges {
-        process::set_no_new_privileges().doing(doing)?;
-    }
-    // The filter needs CAP_SYS_ADMIN to be loaded, and may forbid capset afterwards.
-    if keep & CAP_SYS_ADMIN == 0 {
-        process::load_filter(setup.filter).doing(doing)?;
-        return process::limit_capabilities(keep).doing(doing);
-    }
-    process::limit_capabilities(keep).doing(doing)?;
-    process::load_filter(setup.filter).doing(doing)
 }

@@ -4,7 +4,8 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Job, MachineError};
+use super::error::MachineError;
+use super::job::Job;
 use crate::bus::systemd1::{self, Scope, ScopeRequest};
 use crate::bus::{Bus, BusError};
 use crate::cgroup::limits::{self, LimitError};

@@ -1,78 +1,53 @@
 //! Takes everything a machine needs of the host, before any process of it exists.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
 
-use nix::poll::PollFlags;
 use rustix::fs::Mode as FileMode;
 
-use super::console::{self, LogFile};
+use super::error::MachineError;
+use super::held::Held;
+use super::job::Job;
+use super::launch::{self, Created};
+use super::machine::Machine;
 use super::machine_cgroup::{self, Group, ScopeHolder};
-use super::registration::Unregistering;
-use super::sd_notify::ServiceManager;
-use super::{Job, MachineError};
-use crate::bus::BusError;
-use crate::cgroup::{self, MachineGroup};
-use crate::host::HostFacts;
+use super::registration::Registered;
+use super::session::{Report, Session, Starter};
+use crate::cgroup;
 use crate::image::lock::{Beside, ImageLock};
 use crate::plan::mounts::{self, MountOp};
-use crate::plan::{IdPlan, OverlayPlan, Plan, TreePlan, UpperPlan, below_own};
+use crate::plan::{IdPlan, TreePlan};
 use crate::rootfs::devices::{self, HostDevice};
 use crate::rootfs::idmap::{self, IdRangeLock};
 use crate::rootfs::{HeldTree, Use};
 use crate::running::control;
-use crate::running::restart::History;
 use crate::running::start_limit::StartSlot;
 use crate::running::state::{RunDir, RunDirError, make_private_dir};
-use crate::spec::{ID_RANGE_SIZE, IdRange, Layout, MachineName, Ownership, UserMode};
+use crate::spec::{IdRange, Layout, MachineName, Ownership, UserMode};
 use crate::sys::lock::Hold;
 use crate::sys::path::RootFd;
 use crate::sys::process::FilterInsn;
-use crate::sys::{self, Context as _, socket};
-use crate::sys::{Doing as _, StepError};
+use crate::sys::{self, Context as _, Doing as _, StepError, socket};
 use crate::tree::chown;
 
-/// A machine whose resources are held. Fields are given back from the last to the first.
+/// A machine whose resources are held; nothing of it runs yet.
 #[derive(Debug)]
 pub struct Prepared {
-    pub(super) job: Job,
-    pub(super) run_dir: RunDir,
-    pub(super) ids: Option<IdRangeLock>,
-    pub(super) held: HeldTree,
-    pub(super) overlays: Vec<HeldTree>,
-    pub(super) images: Vec<ImageLock>,
-    pub(super) filter: Vec<FilterInsn>,
-    /// What the host's devices are, for this boot.
-    pub(super) devices: Vec<HostDevice>,
-    pub(super) control: OwnedFd,
-    pub(super) group: MachineGroup,
+    job: Job,
+    held: Held,
+    filter: Vec<FilterInsn>,
+    /// What the host's devices are, for the first boot.
+    devices: Vec<HostDevice>,
     /// Keeps the machine's scope until the supervisor is in it.
-    pub(super) scope_holder: Option<ScopeHolder>,
-    /// Kept over reboots.
-    pub(super) console: Option<console::Console>,
-    pub(super) report: Option<OwnedFd>,
-    /// Keeps others from starting as long as it has not begun.
-    pub(super) slot: Option<StartSlot>,
-    /// Connections that wait for a reboot to be over.
-    pub(super) wait_for_boot: Vec<OwnedFd>,
-    /// The host's table of machines may have an entry of it.
-    pub(super) registered: bool,
-    /// Why there is no bus, if that has been said already.
-    pub(super) no_bus: Option<BusError>,
-    /// What whoever waits for the machine is told with the good news.
-    pub(super) warnings: Vec<String>,
-    /// The last boot did not end in time.
-    pub(super) was_killed: bool,
-    /// A payload of it has run.
-    pub(super) begun: bool,
-    /// Its ends that nobody asked for.
-    pub(super) history: History,
-    /// Whose unit we are the main process of.
-    pub(super) manager: ServiceManager,
+    scope_holder: Option<ScopeHolder>,
+    registered: Registered,
+    starter: Starter,
 }
 
-/// Takes locks, the id range, directories, sockets and the control group.
-pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
+/// Takes what the machine needs of the host: locks, the id range, directories, sockets and the control group.
+pub fn prepare(job: Job) -> Result<Prepared, MachineError> {
+    if !job.facts.authority.can_make_machines(job.layout.scope()) {
+        return Err(MachineError::NotPermitted);
+    }
     let plan = &job.plan;
     let run_dir = match RunDir::acquire(&job.layout, &plan.name) {
         Ok(dir) => dir,
@@ -87,31 +62,12 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
         }
     };
     match prepare_rest(&job, &run_dir) {
-        Ok((devices, ids, (held, overlays, images), filter, control, Group { group, scope_holder, no_bus })) => {
-            Ok(Prepared {
-                history: History::new(plan.exec.restart),
-                job,
-                run_dir,
-                ids,
-                held,
-                overlays,
-                images,
-                filter,
-                devices,
-                control,
-                group,
-                scope_holder,
-                no_bus,
-                console: None,
-                report: None,
-                slot: None,
-                wait_for_boot: Vec::new(),
-                registered: false,
-                warnings: Vec::new(),
-                was_killed: false,
-                begun: false,
-                manager: ServiceManager::default(),
-            })
+        Ok(rest) => {
+            let Rest { devices, ids, tree, overlays, images, filter, control, group } = rest;
+            let Group { group, scope_holder, no_bus } = group;
+            let held = Held { run_dir, ids, tree, overlays, images, control, group };
+            let registered = Registered::new(no_bus);
+            Ok(Prepared { job, held, filter, devices, scope_holder, registered, starter: Starter::default() })
         }
         Err(error) => {
             // The first failure is what the user needs; a directory that stays is removed by the next start.
@@ -121,30 +77,39 @@ pub(super) fn prepare(job: Job) -> Result<Prepared, MachineError> {
     }
 }
 
-type Trees = (HeldTree, Vec<HeldTree>, Vec<ImageLock>);
-type Rest = (Vec<HostDevice>, Option<IdRangeLock>, Trees, Vec<FilterInsn>, OwnedFd, Group);
+/// What is taken once the name is ours.
+struct Rest {
+    devices: Vec<HostDevice>,
+    ids: Option<IdRangeLock>,
+    tree: HeldTree,
+    overlays: Vec<HeldTree>,
+    images: Vec<ImageLock>,
+    filter: Vec<FilterInsn>,
+    control: OwnedFd,
+    group: Group,
+}
 
 fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     let plan = &job.plan;
     if let Some(stale) = run_dir.left_over() {
         cgroup::clear(&stale.cgroup, stale.unit.is_some())
-            .doing(|| "cannot clear the machine's last life away".into())?;
+            .doing(|| "cannot remove leftovers of the previous run".into())?;
     }
     let state_dir = job.layout.state_dir(&plan.name);
     make_private_dir(&state_dir).doing(|| "cannot make the machine's state directory".into())?;
     let devices = devices::find(mounts::devices(&plan.mounts))?;
-    let held = HeldTree::acquire_root(&plan.root, plan.namespaces.user)?;
+    let tree = HeldTree::acquire_root(&plan.root, plan.namespaces.user)?;
     let mut overlays = Vec::new();
     for op in &plan.mounts {
         if let MountOp::Overlay { overlay, .. } = op {
             overlays.push(HeldTree::acquire_overlay(overlay)?);
         }
     }
-    let images = lock_images(&job.layout, &held, &overlays)?;
+    let images = lock_images(&job.layout, &tree, &overlays)?;
     let ids = acquire_ids(job)?;
     let range = ids.as_ref().map(IdRangeLock::range);
     if let (Some(range), Ownership::Chown) = (range, plan.ownership) {
-        change_owners(job, &held, range)?;
+        change_owners(job, &tree, range)?;
     }
     let filter = crate::plan::seccomp::compile(&plan.seccomp, plan.privileges.capabilities);
     let filter = filter.into_iter().map(Into::into).collect();
@@ -156,7 +121,7 @@ fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
         let _ = group.group.release();
         return Err(e.into());
     }
-    Ok((devices, ids, (held, overlays, images), filter, control, group))
+    Ok(Rest { devices, ids, tree, overlays, images, filter, control, group })
 }
 
 /// Takes the locks by which systemd's tools and our own image verbs know that a tree is in use.
@@ -224,33 +189,6 @@ fn listen(run_dir: &RunDir) -> sys::Result<OwnedFd> {
     result
 }
 
-fn directories_of(overlay: &OverlayPlan) -> impl Iterator<Item = &PathBuf> {
-    let upper = match &overlay.upper {
-        Some(UpperPlan::Directory(path)) => Some(path),
-        Some(UpperPlan::Memory) | None => None,
-    };
-    overlay.lower.iter().chain(upper)
-}
-
-/// Every directory of the host that a plan locks as an image.
-pub(super) fn locked_directories(plan: &Plan) -> impl Iterator<Item = &Path> {
-    let overlays = plan.mounts.iter().filter_map(|op| match op {
-        MountOp::Overlay { overlay, .. } => Some(overlay),
-        _ => None,
-    });
-    let (root, overlay) = match &plan.root.source {
-        TreePlan::Directory(path) => (Some(path), None),
-        TreePlan::Overlay(overlay) => (None, Some(overlay)),
-    };
-    root.into_iter().chain(overlays.chain(overlay).flat_map(directories_of)).map(PathBuf::as_path)
-}
-
-/// Where a machine's group would be if nothing else is said.
-pub(super) fn default_cgroup(layout: &Layout, facts: &HostFacts, name: &MachineName) -> Option<PathBuf> {
-    let cgroup = facts.cgroup.as_ref()?;
-    Some(cgroup::host_path(&below_own(cgroup, layout, name)))
-}
-
 impl Prepared {
     /// Name of the machine.
     pub fn name(&self) -> &MachineName {
@@ -259,111 +197,29 @@ impl Prepared {
 
     /// The group a background supervisor is to be born in.
     pub fn supervisor_group(&self) -> sys::Result<OwnedFd> {
-        self.group.supervisor()
+        self.held.group.supervisor()
     }
 
     /// Has the supervisor say `ready` on this socket when the machine is.
     pub fn report_to(&mut self, socket: OwnedFd) {
-        self.report = Some(socket);
+        self.starter.report = Some(Report { socket, warnings: Vec::new() });
     }
 
     /// Has it give back a start slot when it is ready, or has ended.
     pub fn hold_slot(&mut self, slot: StartSlot) {
-        self.slot = Some(slot);
-    }
-
-    /// Says that we go on without something: to whoever waits for a background supervisor, else at once.
-    pub(super) fn warn(&mut self, text: String) {
-        if self.report.is_some() {
-            self.warnings.push(text);
-        } else {
-            (self.job.on_warning)(&text);
-        }
-    }
-
-    /// Tells of the machine's own end what follows: in its log, to its viewers, its service manager and whoever runs it.
-    pub(super) fn tell(&mut self, text: &str) {
-        // Reasons may hold words of the machine's, and one line is all that they get.
-        let text: &str = &text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
-        if let Some(console) = &mut self.console {
-            console.remark(text);
-        }
-        self.manager.tell(&format!("STATUS={text}"));
-        if !self.job.background {
-            (self.job.on_warning)(text);
-        }
+        self.starter.slot = Some(slot);
     }
 
     /// Gives everything up without running it.
     pub fn abandon(self) -> Result<(), MachineError> {
-        self.finish()
+        self.held.release(&self.job, &self.registered)
     }
 
-    /// Host ids of the machine.
-    pub(super) fn range(&self) -> Option<IdRange> {
-        match self.job.plan.ids {
-            IdPlan::Host => None,
-            IdPlan::Identity => Some(IdRange { shift: 0, size: ID_RANGE_SIZE }),
-            IdPlan::Picked | IdPlan::Fixed(_) => self.ids.as_ref().map(IdRangeLock::range),
-        }
-    }
-
-    /// The console's descriptors to wait for, each with what for.
-    pub(super) fn console_fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags, console::Token)> {
-        let mut list = Vec::new();
-        if let Some(console) = &self.console {
-            console.poll_fds(&mut list);
-        }
-        list.into_iter()
-    }
-
-    /// Opens the console's log, if it is kept.
-    pub(super) fn open_log(&self) -> sys::Result<Option<LogFile>> {
-        let console = self.job.plan.console;
-        if !console.log {
-            return Ok(None);
-        }
-        LogFile::open(&self.job.layout.state_dir(&self.job.plan.name), console.log_size).map(Some)
-    }
-
-    /// Makes the control group anew for the next boot; ids, locks, sockets and console stay.
-    pub(super) fn renew(mut self) -> Result<Self, MachineError> {
-        let owner = self.range().map_or(0, |r| r.shift);
-        let renewed = self.group.renew(owner).doing(|| "cannot start the machine again".into());
-        // What was plugged in anew has other numbers now.
-        let renewed = renewed.and_then(|()| machine_cgroup::limit(&self.job, &self.group));
-        match renewed.and_then(|()| devices::find(mounts::devices(&self.job.plan.mounts))) {
-            Ok(devices) => Ok(Self { devices, ..self }),
-            Err(error) => {
-                // The cause of the stop is what the user needs.
-                let _ = self.finish();
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Gives everything back in reverse order; goes on after failures and reports all of them.
-    pub(super) fn finish(self) -> Result<(), MachineError> {
-        let mut failed = Vec::new();
-        let path = self.group.path().to_owned();
-        if self.job.background && self.group.unit().is_none() {
-            // Where we cannot leave our own group it cannot be removed, which the next line reports.
-            let _ = cgroup::leave(&path);
-        }
-        // Not before that: all that is left in the group is about to be killed.
-        let unregistering = Unregistering::begin(&self);
-        drop(self.console);
-        drop(self.control);
-        failed.extend(self.group.release().err());
-        drop((self.overlays, self.held));
-        failed.extend(self.images.into_iter().filter_map(|lock| lock.release().err()));
-        let ids = self.ids.map(IdRangeLock::release);
-        unregistering.conclude();
-        failed.extend(self.run_dir.release().err());
-        match ids {
-            Some(Err(error)) => Err(MachineError::Ids(error)),
-            _ if failed.is_empty() => Ok(()),
-            _ => Err(MachineError::Leftovers(failed)),
-        }
+    /// Makes the first boot of the machine, which then waits to be started.
+    pub(super) fn create(self) -> Result<(Machine, Created), MachineError> {
+        // This process is in the machine's group by now.
+        drop(self.scope_holder);
+        let session = Session::new(self.job, self.filter, self.registered, self.starter);
+        launch::create_first(self.held, session, &self.devices)
     }
 }

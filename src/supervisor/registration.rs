@@ -3,17 +3,18 @@
 //! ```text
 //!  outer child begins    begin     connects; a child introduces itself to the bus
 //!  the leader exists     machine   the child is told whom to enter
-//!  before "go"           conclude  its answer
+//!  before "go"           finish    its answer
 //! ```
 //!
-//! A machine does not depend on its entry unless its definition says so. But one whose name is taken by somebody else's
-//! machine does not start: every tool that asks by name would get the other.
+//! A machine does not depend on its entry unless its definition says so. But one whose name another machine has does
+//! not start: every tool that asks by name would get the other.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::prepare::Prepared;
-use super::{Job, MachineError};
+use super::error::MachineError;
+use super::job::Job;
+use super::session::Session;
 use crate::bus::machine1::{self, Registrar, Registration};
 use crate::bus::{self, Bus, BusError};
 use crate::plan::TreePlan;
@@ -24,22 +25,38 @@ use crate::sys::path::RootFd;
 /// How long the end of a machine waits for its entry to be gone.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
+/// What is known of the machine's entry.
+#[derive(Debug)]
+pub(super) struct Registered {
+    /// There may be one.
+    entered: bool,
+    /// Why there is no bus, which has been said already.
+    no_bus: Option<BusError>,
+}
+
+impl Registered {
+    /// There is none yet.
+    pub(super) fn new(no_bus: Option<BusError>) -> Self {
+        Self { entered: false, no_bus }
+    }
+}
+
 /// A registration under way, or why it is not; nothing where none is wanted.
 #[derive(Debug)]
 pub(super) struct Registering(Option<Result<Registrar, BusError>>);
 
 impl Registering {
     /// Begins; after a reboot the entry of the boot before goes first.
-    pub(super) fn begin(prepared: &Prepared) -> Self {
-        let Job { plan, layout, .. } = &prepared.job;
+    pub(super) fn begin(job: &Job, registered: &Registered) -> Self {
+        let Job { plan, layout, .. } = job;
         if plan.register == Register::No {
             return Self(None);
         }
-        let last = prepared.registered.then(|| plan.name.as_str());
+        let last = registered.entered.then(|| plan.name.as_str());
         Self(Some(machine1::begin(&Bus::of(layout), last)))
     }
 
-    /// Says who is to be entered and gives the id it is entered by, if it is; `drawn` is the one offered to an init that
+    /// Says which process is to be entered and gives the id it is entered by, if it is; `drawn` is the one offered to an init that
     /// has none.
     pub(super) fn machine(&self, job: &Job, leader: i32, drawn: MachineId) -> Option<MachineId> {
         let id = self.0.is_some().then(|| own_id(leader).unwrap_or(drawn))?;
@@ -58,21 +75,22 @@ impl Registering {
         Some(id)
     }
 
-    /// Waits for the answer and says whether the machine may go on.
-    pub(super) fn conclude(&self, prepared: &mut Prepared) -> Result<(), MachineError> {
+    /// Waits for the answer; an error if the machine may not go on without its entry.
+    pub(super) fn finish(&self, session: &mut Session) -> Result<(), MachineError> {
         let outcome = match &self.0 {
             None => return Ok(()),
             Some(Ok(registrar)) => registrar.outcome(bus::LIMIT),
             Some(Err(error)) => Err(error.clone()),
         };
-        let rebooted = std::mem::replace(&mut prepared.registered, false);
+        let registered = &mut session.registered;
+        let rebooted = std::mem::replace(&mut registered.entered, false);
         let Err(error) = outcome else {
-            prepared.registered = true;
+            registered.entered = true;
             return Ok(());
         };
-        // A keeper that slept may enter it yet.
-        prepared.registered = matches!(error, BusError::TimedOut(_));
-        let plan = &prepared.job.plan;
+        // A daemon that slept may enter it yet.
+        registered.entered = matches!(error, BusError::TimedOut(_));
+        let plan = &session.job.plan;
         let taken = matches!(error, BusError::Taken { .. } | BusError::Exists(_));
         if plan.register == Register::Yes || taken && !rebooted {
             let hint = if taken {
@@ -82,12 +100,10 @@ impl Registering {
             };
             return Err(StepError::refused(format!("cannot register it: {error}")).hint(hint).into());
         }
-        if prepared.no_bus.as_ref() == Some(&error) {
-            // Said once.
-            return Ok(());
+        if registered.no_bus.as_ref() != Some(&error) {
+            let warning = format!("machine '{}' is not registered: {error}", plan.name);
+            session.warn(warning);
         }
-        let warning = format!("machine '{}' is not registered: {error}", plan.name);
-        prepared.warn(warning);
         Ok(())
     }
 }
@@ -105,14 +121,14 @@ pub(super) struct Unregistering(Option<Registrar>);
 
 impl Unregistering {
     /// Begins, if there is an entry.
-    pub(super) fn begin(prepared: &Prepared) -> Self {
-        let Job { plan, layout, .. } = &prepared.job;
+    pub(super) fn begin(job: &Job, registered: &Registered) -> Self {
+        let Job { plan, layout, .. } = job;
         let begin = || machine1::unregister(&Bus::of(layout), plan.name.as_str()).ok();
-        Self(prepared.registered.then(begin).flatten())
+        Self(registered.entered.then(begin).flatten())
     }
 
-    /// Waits a moment, so that the name is free for whoever is told of the end.
-    pub(super) fn conclude(self) {
+    /// Waits a moment, so that the name is free when the end is reported.
+    pub(super) fn finish(self) {
         // The keeper of the table sees the leader end by itself.
         let _ = self.0.map(|registrar| registrar.outcome(LAST_WORD));
     }

@@ -10,6 +10,8 @@ pub(super) use crate::running::stop::Goal;
 /// Where a machine is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// Its processes exist and wait for the start.
+    Created,
     /// Its init has begun.
     Starting,
     /// It is ready.
@@ -79,16 +81,23 @@ pub(super) enum Verdict {
 }
 
 const SHUTTING_DOWN: &str = "the machine is shutting down";
+const NOT_STARTED: &str = "it has not been started yet";
 const BACKOFF: &str = "it has ended and is about to be started again";
 const CHANGING: &str = "its limits are already being changed";
 
 /// Decides on a request.
 pub(super) fn judge(stage: Stage, request: Request) -> Verdict {
     use Goal::{Poweroff, Reboot};
-    use Stage::{Backoff, Killed, Running, Starting, Stopping};
+    use Stage::{Backoff, Created, Killed, Running, Starting, Stopping};
     use Verdict::{Accept, Ignore, Join, Kill, Refuse, Upgrade};
     match (request, stage) {
         (Request::Console, _) => Accept,
+
+        // There is no init to ask yet.
+        (Request::Stop | Request::Signal | Request::Leave | Request::ScopeStop, Created) => Kill,
+        (Request::Reboot | Request::Limit | Request::SecondLimit, Created) => Refuse(NOT_STARTED),
+        // An end then is not followed by another start anyway.
+        (Request::Expect | Request::GuestReboot, Created) => Ignore,
 
         (Request::Stop, Starting | Running | Backoff) => Accept,
         (Request::Stop, Stopping(Poweroff) | Killed(Poweroff)) => Join,
@@ -126,7 +135,8 @@ mod tests {
     fn every_cell_of_the_table() {
         use Goal::{Poweroff, Reboot};
         use Verdict::{Accept, Ignore, Join, Kill, Refuse, Upgrade};
-        const STAGES: [Stage; 7] = [
+        const STAGES: [Stage; 8] = [
+            Stage::Created,
             Stage::Starting,
             Stage::Running,
             Stage::Stopping(Poweroff),
@@ -137,21 +147,22 @@ mod tests {
         ];
         let down = Refuse("the machine is shutting down");
         let busy = Refuse("its limits are already being changed");
+        let soon = Refuse("it has not been started yet");
         let over = Refuse("it has ended and is about to be started again");
         #[rustfmt::skip]
         let table = [
-            //                      starting running poweroff reboot   killed  killed   backoff
-            //                                                         (off)   (reboot)
-            (Request::Console,     [Accept,  Accept, Accept,  Accept,  Accept, Accept,  Accept]),
-            (Request::Stop,        [Accept,  Accept, Join,    Upgrade, Join,   Upgrade, Accept]),
-            (Request::Reboot,      [Accept,  Accept, down,    Join,    down,   Join,    Accept]),
-            (Request::Limit,       [Accept,  Accept, Accept,  Accept,  Accept, Accept,  over]),
-            (Request::SecondLimit, [busy,    busy,   busy,    busy,    busy,   busy,    over]),
-            (Request::Expect,      [Accept,  Accept, Accept,  Accept,  Accept, Accept,  Accept]),
-            (Request::Signal,      [Accept,  Accept, Kill,    Upgrade, Ignore, Upgrade, Accept]),
-            (Request::ScopeStop,   [Accept,  Accept, Ignore,  Upgrade, Ignore, Upgrade, Accept]),
-            (Request::Leave,       [Accept,  Accept, Kill,    Upgrade, Ignore, Upgrade, Accept]),
-            (Request::GuestReboot, [Accept,  Accept, Ignore,  Accept,  Ignore, Accept,  Ignore]),
+            //                      created starting running poweroff reboot   killed  killed    backoff
+            //                                                                 (off)   (reboot)
+            (Request::Console,     [Accept, Accept,  Accept, Accept,  Accept,  Accept, Accept,   Accept]),
+            (Request::Stop,        [Kill,   Accept,  Accept, Join,    Upgrade, Join,   Upgrade,  Accept]),
+            (Request::Reboot,      [soon,   Accept,  Accept, down,    Join,    down,   Join,     Accept]),
+            (Request::Limit,       [soon,   Accept,  Accept, Accept,  Accept,  Accept, Accept,   over]),
+            (Request::SecondLimit, [soon,   busy,    busy,   busy,    busy,    busy,   busy,     over]),
+            (Request::Expect,      [Ignore, Accept,  Accept, Accept,  Accept,  Accept, Accept,   Accept]),
+            (Request::Signal,      [Kill,   Accept,  Accept, Kill,    Upgrade, Ignore, Upgrade,  Accept]),
+            (Request::ScopeStop,   [Kill,   Accept,  Accept, Ignore,  Upgrade, Ignore, Upgrade,  Accept]),
+            (Request::Leave,       [Kill,   Accept,  Accept, Kill,    Upgrade, Ignore, Upgrade,  Accept]),
+            (Request::GuestReboot, [Ignore, Accept,  Accept, Ignore,  Accept,  Ignore, Accept,   Ignore]),
         ];
         for (request, row) in table {
             for (stage, verdict) in STAGES.into_iter().zip(row) {

@@ -8,23 +8,23 @@ use crate::sys::socket;
 #[derive(Debug, Default)]
 pub(super) struct ServiceManager {
     address: Option<String>,
-    watchdog: Option<Beat>,
+    watchdog: Option<Interval>,
 }
 
 /// Something to be said again and again.
 #[derive(Debug)]
-struct Beat {
+struct Interval {
     every: Duration,
     next: Instant,
 }
 
-impl Beat {
+impl Interval {
     fn new(every: Duration) -> Self {
         Self { every, next: Instant::now() }
     }
 
-    /// Whether it is time; then not again for a while.
-    fn strikes(&mut self, now: Instant) -> bool {
+    /// Whether it is over; then the next one begins.
+    fn is_due(&mut self, now: Instant) -> bool {
         let due = self.next <= now;
         if due {
             self.next = now + self.every;
@@ -43,29 +43,34 @@ impl ServiceManager {
     pub(super) fn of_environment() -> Self {
         let get = |key| std::env::var(key).ok();
         let every = watchdog(get("WATCHDOG_USEC").as_deref(), get("WATCHDOG_PID").as_deref(), std::process::id());
-        Self { address: get("NOTIFY_SOCKET"), watchdog: every.map(Beat::new) }
+        Self { address: get("NOTIFY_SOCKET"), watchdog: every.map(Interval::new) }
     }
 
-    pub(super) fn tell(&self, text: &str) {
+    pub(super) fn send(&self, text: &str) {
         if let Some(address) = &self.address {
             // It may have gone; the machine does not depend on it.
             let _ = socket::notify(address, text);
         }
     }
 
-    /// When [`Self::beat`] has something to say.
+    /// When [`Self::watchdog_tick`] has something to say.
     pub(super) fn due(&self) -> Option<Instant> {
         self.address.as_ref()?;
-        self.watchdog.as_ref().map(|beat| beat.next)
+        self.watchdog.as_ref().map(|interval| interval.next)
     }
 
     /// Says what is due.
-    pub(super) fn beat(&mut self) {
+    pub(super) fn watchdog_tick(&mut self) {
         let now = Instant::now();
-        if self.watchdog.as_mut().is_some_and(|beat| beat.strikes(now)) {
-            self.tell("WATCHDOG=1");
+        if self.watchdog.as_mut().is_some_and(|interval| interval.is_due(now)) {
+            self.send("WATCHDOG=1");
         }
     }
+}
+
+/// Shows a line of text as the status of the unit whose main process we are, if there is one.
+pub fn tell_manager(status: &str) {
+    ServiceManager::of_environment().send(&format!("STATUS={status}"));
 }
 
 #[cfg(test)]
@@ -84,11 +89,11 @@ mod tests {
     }
 
     #[test]
-    fn a_beat_strikes_once_in_its_time() {
-        let mut beat = Beat::new(Duration::from_secs(60));
+    fn an_interval_is_due_once_in_its_time() {
+        let mut interval = Interval::new(Duration::from_secs(60));
         let now = Instant::now();
-        assert!(beat.strikes(now));
-        assert!(!beat.strikes(now + Duration::from_secs(59)));
-        assert!(beat.strikes(now + Duration::from_secs(60)));
+        assert!(interval.is_due(now));
+        assert!(!interval.is_due(now + Duration::from_secs(59)));
+        assert!(interval.is_due(now + Duration::from_secs(60)));
     }
 }

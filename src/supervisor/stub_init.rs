@@ -8,8 +8,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::stdio::{stderr, stdin, stdout};
 
-use super::child::{Program, Setup, limit, report};
 use super::handshake::FromChild;
+use super::setup::{Program, Setup, limit, report};
 use crate::sys::worker::Worker;
 use crate::sys::{Context as _, Doing as _, StepError, channel, process};
 

@@ -8,9 +8,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 
+use super::flow::{BUFFER, TYPE_AHEAD};
 use super::local::{Gone, Input, Local};
+use super::mode::Mode;
 use super::viewer::{CLOSED, DATA, winsize_message};
-use super::{BUFFER, Mode, TYPE_AHEAD};
 use crate::sys::{Context, Errno, Error, Result, process, socket};
 
 /// Why watching ended.

@@ -9,7 +9,8 @@ use rustix::fs::{FileType, Mode as FileMode, OFlags};
 use rustix::io::Errno;
 use rustix::termios::{Winsize, isatty};
 
-use super::{Mode, give_back, poll_once};
+use super::flow::{give_back, poll_once};
+use super::mode::Mode;
 use crate::sys::terminal::{Escape, Terminal, winsize};
 use crate::sys::{Context, Result};
 

@@ -10,8 +10,10 @@
 //! slave is closed only to drain, when the end of file is what we want to see.
 
 mod attach;
+mod flow;
 mod local;
 mod log;
+mod mode;
 mod pipe;
 mod show;
 mod slave;
@@ -23,51 +25,28 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
-use rustix::termios::{Termios, Winsize, isatty, tcgetattr, tcsetwinsize};
+use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
 pub use self::attach::{AttachEnd, attach};
 pub use self::local::reopen;
 pub use self::log::LogFile;
+pub use self::mode::Mode;
 pub use self::show::{Shown, print_log};
 pub use self::slave::prepare_slave;
 
+use self::flow::{BUFFER, TYPE_AHEAD, give_back, poll_once};
 use self::local::{Gone, Input, Local};
 use self::pipe::{Newlines, Typist};
 use self::viewer::{DATA, Recent, Viewer, WINSIZE, parse_winsize};
 use crate::sys::{Context, Error, Result};
 
-/// Size of the one buffer everything passes through.
-const BUFFER: usize = 16 << 10;
-/// Input the machine does not read is kept up to this size, then keys are lost.
-const TYPE_AHEAD: usize = 16 << 10;
 /// Most viewers at a time.
 const MAX_VIEWERS: usize = 32;
 /// Most output taken while draining; a killed machine leaves less than a tenth of it in the pty.
 const DRAIN: usize = 1 << 20;
-
-/// What the caller's side of the console is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Keys go to the machine, its output to the terminal, which is raw meanwhile.
-    Interactive,
-    /// Output only.
-    ReadOnly,
-    /// Bytes go both ways unchanged; the end of input is passed on.
-    Pipe,
-    /// Nobody: only log and viewers.
-    Detached,
-}
-
-impl Mode {
-    /// Interactive if standard input and output are terminals, else a pipe.
-    pub fn of_stdio() -> Self {
-        let terminals = isatty(rustix::stdio::stdin()) && isatty(rustix::stdio::stdout());
-        if terminals { Self::Interactive } else { Self::Pipe }
-    }
-}
 
 /// Which descriptor of the console a poll result belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -446,23 +425,4 @@ fn hold_slave(master: &OwnedFd) -> Result<OwnedFd> {
     rustix::io::ioctl_fionbio(master, true).call(|| "ioctl(console, FIONBIO)".into())?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     ioctl_tiocgptpeer(master, flags).call(|| "ioctl(console, TIOCGPTPEER)".into())
-}
-
-/// Frees what a burst made an empty queue take.
-fn give_back(queue: &mut VecDeque<u8>) {
-    if queue.is_empty() && queue.capacity() > 4096 {
-        *queue = VecDeque::new();
-    }
-}
-
-/// Waits until one of `fds` is ready; false when `timeout` passed first.
-fn poll_once(fds: &[(BorrowedFd<'_>, PollFlags)], timeout: Option<Duration>) -> bool {
-    let mut polled: Vec<PollFd<'_>> = fds.iter().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
-    let timeout = timeout.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX));
-    loop {
-        match poll(&mut polled, timeout) {
-            Err(nix::errno::Errno::EINTR) => {}
-            result => return result.is_ok_and(|ready| ready > 0),
-        }
-    }
 }

@@ -6,7 +6,7 @@ use rustix::termios::{
     InputModes, LocalModes, OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize,
 };
 
-use super::Mode;
+use super::mode::Mode;
 use crate::sys::{Context, Result};
 
 /// Sets the machine's terminal up before its payload starts; either end of the pty will do.

@@ -1,0 +1,32 @@
+//! What a supervisor is given.
+
+use std::path::PathBuf;
+
+use super::console;
+use crate::host::HostFacts;
+use crate::plan::Plan;
+use crate::spec::{Layout, Resources};
+
+/// What the supervisor is asked to run, and for whom.
+#[derive(Debug)]
+pub struct Job {
+    /// Where everything lives.
+    pub layout: Layout,
+    /// What to do.
+    pub plan: Plan,
+    /// What its limits are asked to be; the plan has what that means on this host.
+    pub resources: Resources,
+    /// What the host can do.
+    pub facts: HostFacts,
+    /// The file the machine is defined by.
+    pub definition: Option<PathBuf>,
+    /// The caller's side of the console.
+    pub console: console::Mode,
+    /// Called with the number of files that `ownership = "chown"` has done so far, and with `None` at its end.
+    pub on_chown: fn(Option<u64>),
+    /// Called with what the machine goes on without, unless [`Prepared::report_to`](super::Prepared::report_to) names a
+    /// socket for it.
+    pub on_warning: fn(&str),
+    /// The supervisor will be born in a control group of its own, [`Prepared::supervisor_group`](super::Prepared::supervisor_group).
+    pub background: bool,
+}
