@@ -49,13 +49,15 @@
 //! | [`enter::files`] | files of a running machine: read, shown, copied by a process of ours with no more rights than its root |
 //! | [`enter::process_limits`] | rlimits, nice and oom score: raised with the host's rights, set just before exec |
 //! | [`supervisor`] | the life of a machine, with its diagram |
-//! | [`mod@supervisor::prepare`], [`supervisor::launch`], [`supervisor::event_loop`] | take what the host gives; make the processes; the poll loop and the end |
+//! | [`mod@supervisor::prepare`], [`supervisor::launch`], [`supervisor::event_loop`] | take what the host gives; create and start; the one loop through all phases |
+//! | `supervisor::held`, `supervisor::session`, `supervisor::boot` | what the host gave; what lasts over reboots; what ends with the leader |
+//! | `supervisor::requests` | which requests are accepted when: one table |
+//! | `supervisor::running`, `supervisor::backoff` | until the leader ends; the time until the machine is started again |
 //! | [`supervisor::child`], [`supervisor::handshake`] | the two children, and what they say |
 //! | `supervisor::machine_cgroup`, `supervisor::sd_notify` | whose the machine's group is; what its service manager is told |
 //! | `supervisor::registration` | the machine's entry in `org.freedesktop.machine1` |
 //! | `supervisor::change_limits` | a change of a running machine's limits, made by a child |
 //! | `supervisor::ready` | when it counts as ready: a word of its init, or a check |
-//! | `supervisor::backoff` | the time until a machine is started again |
 //! | [`supervisor::console`] | pty, log and viewers |
 //! | [`daemon`] | the bus: `org.freedesktop.machine1`, and the same by Varlink; knows machines, runs none |
 //! | [`cli`] | the verbs, and everything that is printed |

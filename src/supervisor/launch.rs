@@ -181,7 +181,10 @@ impl Made {
         }
         // It ends while we were busy; no process with the host's rights is left when the payload begins.
         process::wait_pidfd(&self.outer, true).doing(|| "cannot talk to the inner child".into())?;
-        self.registering.finish(&mut machine.session)?;
+        let session = &mut machine.session;
+        if let Some(warning) = self.registering.finish(&session.job, &mut session.registered)? {
+            session.warn(warning);
+        }
         Ok(Created { boot: self.boot, channel: self.channel })
     }
 }

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use super::error::MachineError;
 use super::job::Job;
-use super::session::Session;
 use crate::bus::machine1::{self, Registrar, Registration};
 use crate::bus::{self, Bus, BusError};
 use crate::plan::TreePlan;
@@ -75,22 +74,21 @@ impl Registering {
         Some(id)
     }
 
-    /// Waits for the answer; an error if the machine may not go on without its entry.
-    pub(super) fn finish(&self, session: &mut Session) -> Result<(), MachineError> {
+    /// Waits for the answer and gives what there is to warn of; an error if the machine may not go on without its entry.
+    pub(super) fn finish(&self, job: &Job, registered: &mut Registered) -> Result<Option<String>, MachineError> {
         let outcome = match &self.0 {
-            None => return Ok(()),
+            None => return Ok(None),
             Some(Ok(registrar)) => registrar.outcome(bus::LIMIT),
             Some(Err(error)) => Err(error.clone()),
         };
-        let registered = &mut session.registered;
         let rebooted = std::mem::replace(&mut registered.entered, false);
         let Err(error) = outcome else {
             registered.entered = true;
-            return Ok(());
+            return Ok(None);
         };
         // A daemon that slept may enter it yet.
         registered.entered = matches!(error, BusError::TimedOut(_));
-        let plan = &session.job.plan;
+        let plan = &job.plan;
         let taken = matches!(error, BusError::Taken { .. } | BusError::Exists(_));
         if plan.register == Register::Yes || taken && !rebooted {
             let hint = if taken {
@@ -100,11 +98,8 @@ impl Registering {
             };
             return Err(StepError::refused(format!("cannot register it: {error}")).hint(hint).into());
         }
-        if registered.no_bus.as_ref() != Some(&error) {
-            let warning = format!("machine '{}' is not registered: {error}", plan.name);
-            session.warn(warning);
-        }
-        Ok(())
+        let said = registered.no_bus.as_ref() == Some(&error);
+        Ok((!said).then(|| format!("machine '{}' is not registered: {error}", plan.name)))
     }
 }
 
