@@ -175,14 +175,19 @@ fn open_userns(pid: i32) -> sys::Result<OwnedFd> {
 /// while the new root lies on it; so the process that becomes the namespace goes there first.
 fn make_userns(map: &[IdMapEntry], shift: u32, root: &RootFd) -> sys::Result<OwnedFd> {
     let (keep, wait) = sys::socket::pair()?;
-    let (keep, child) = Worker::unnamed(c"userns").spawn_with(keep, |keep| {
+    let tell = |made: sys::Result<()>| {
+        // An answer that cannot be sent is missed by its maker.
+        let _ = channel::send(&wait, &made, &[]);
+    };
+    let lost = |why: &str| tell(Err(worker::panicked(c"userns", why)));
+    let (keep, child) = Worker::unnamed(c"userns").on_panic(&lost).spawn_with(keep, |keep| {
         drop(keep);
         let made = rustix::process::fchdir(root)
             .and_then(|()| rustix::process::chroot("."))
             .call(|| "chroot".into())
             .and_then(|()| process::unshare(ns::USER));
-        // Lives until its maker closes the other end; an answer that cannot be sent is missed there.
-        let _ = channel::send(&wait, &made, &[]);
+        tell(made);
+        // Lives until its maker closes the other end.
         let _ = channel::receive::<()>(&wait);
         0
     });

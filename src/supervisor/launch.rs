@@ -20,7 +20,7 @@ use crate::rootfs::devices::{self, HostDevice};
 use crate::rootfs::mounts::RuntimeTexts;
 use crate::running::state::{State, has_executed};
 use crate::spec::{MachineId, Ownership};
-use crate::sys::worker::{Child, Worker};
+use crate::sys::worker::{self, Child, Worker};
 use crate::sys::{self, Doing as _, StepError, channel, process, socket};
 
 /// A machine whose processes exist and wait: everything of the host's has been done, and nothing of the machine's.
@@ -76,8 +76,9 @@ pub(super) fn create(machine: &mut Machine, devices: &[HostDevice]) -> Result<Cr
     made.admit(machine, devices)
 }
 
-/// A test may name a step at which we die as if killed.
+/// A test may name a step at which we die as if killed, or panic.
 fn die_at(step: &str) {
+    worker::panic_if_asked(step);
     if std::env::var_os("MACHINIST_TEST_DIE_AT").is_some_and(|wanted| wanted == step) {
         process::exit_now(137);
     }

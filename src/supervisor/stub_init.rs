@@ -10,7 +10,7 @@ use rustix::stdio::{stderr, stdin, stdout};
 
 use super::handshake::FromChild;
 use super::setup::{Program, Setup, limit, report};
-use crate::sys::worker::Worker;
+use crate::sys::worker::{self, Worker};
 use crate::sys::{Context as _, Doing as _, StepError, channel, process};
 
 /// Signals that end a command; all others keep their meaning for PID 1, which is none.
@@ -41,6 +41,7 @@ pub(super) fn run(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) ->
     if process::close_all_except(&[stdin(), stdout(), stderr(), command.as_fd()]).is_err() || limit(setup).is_err() {
         return Ok(1);
     }
+    worker::panic_if_asked("stub");
     loop {
         match waited.wait() {
             Ok(Signal::SIGCHLD) => {

@@ -191,7 +191,6 @@ impl Drop for Child {
 /// The caller sleeps until it is done (`CLONE_VFORK`); it must have one thread. `name` is for errors and tests.
 pub fn run_sharing_memory<T>(name: &'static CStr, work: impl FnOnce() -> Result<T>) -> Result<T> {
     const STACK: usize = 64 << 10;
-    let lost = |how: &str| Error { call: format!("process '{}' {how}", name.to_string_lossy()), errno: Errno::EIO };
     let (mut work, mut result) = (Some(work), None);
     let mut task = || result = work.take().map(|work| catch(name, work));
     let mut task: &mut dyn FnMut() = &mut task;
@@ -205,9 +204,14 @@ pub fn run_sharing_memory<T>(name: &'static CStr, work: impl FnOnce() -> Result<
     waitpid(Pid::from_raw(pid), None).call(|| format!("waitpid({pid})"))?;
     match result {
         Some(Ok(result)) => result,
-        Some(Err(reason)) => Err(lost(&format!("panicked ({reason})"))),
-        None => Err(lost("was killed")),
+        Some(Err(reason)) => Err(panicked(name, &reason)),
+        None => Err(Error { call: format!("process '{}' was killed", name.to_string_lossy()), errno: Errno::EIO }),
     }
+}
+
+/// The error of a child that panicked, for those that answer with errors of calls.
+pub fn panicked(name: &CStr, reason: &str) -> Error {
+    Error { call: format!("process '{}' panicked ({reason})", name.to_string_lossy()), errno: Errno::EIO }
 }
 
 /// Where the child of [`run_sharing_memory`] begins.

@@ -25,6 +25,7 @@ mod mounts;
 mod order;
 mod overlay;
 mod own;
+mod panics;
 mod policy;
 mod registration;
 mod rlimits;
