@@ -11,7 +11,6 @@ mod errand;
 pub mod machine1;
 pub mod machinist1;
 pub mod systemd1;
-pub mod systemd1_units;
 
 use std::fmt;
 use std::os::fd::OwnedFd;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::output::{self, Failure};
 use super::start::Wanted;
-use crate::bus::systemd1_units::{self, Started, UnitState};
+use crate::bus::systemd1::{self, Started, UnitState};
 use crate::bus::{Bus, BusError};
 use crate::config::{self, Loaded};
 use crate::host;
@@ -80,7 +80,7 @@ pub(super) fn refresh(layout: &Layout, wanted: &Wanted) -> Result<(), Failure> {
         let Ok(loaded) = member.loaded() else { return false };
         std::fs::read_to_string(drop_in_file(Path::new(GENERATED), name)).ok() != drop_in(layout, loaded)
     });
-    if stale && let Err(e) = systemd1_units::reload(&Bus::of(layout)) {
+    if stale && let Err(e) = systemd1::reload(&Bus::of(layout)) {
         return Err(failed("cannot have systemd read its units anew", &e));
     }
     Ok(())
@@ -89,7 +89,7 @@ pub(super) fn refresh(layout: &Layout, wanted: &Wanted) -> Result<(), Failure> {
 /// Has systemd start a machine; says whether there is a unit for it at all.
 pub(super) fn start(layout: &Layout, name: &MachineName, wait: bool) -> Result<bool, Failure> {
     let doing = super::machine::cannot_start(name);
-    match systemd1_units::start(&Bus::of(layout), &unit::name(name), wait) {
+    match systemd1::start(&Bus::of(layout), &unit::name(name), wait) {
         Ok(Started::Yes) => Ok(true),
         Ok(Started::Absent) => Ok(false),
         Ok(Started::No(job, state)) => Err(explain(Failure::new(doing), name, &job, &state)),
@@ -122,7 +122,7 @@ fn explain(failure: Failure, name: &MachineName, job: &str, state: &UnitState) -
 
 /// Has systemd stop a machine that is a unit, and with it whatever requires that.
 pub(super) fn stop(layout: &Layout, name: &MachineName) -> Result<(), Failure> {
-    let state = systemd1_units::stop(&Bus::of(layout), &unit::name(name))
+    let state = systemd1::stop(&Bus::of(layout), &unit::name(name))
         .map_err(|e| failed(&format!("cannot stop machine '{name}'"), &e))?;
     if state.text == KILLED {
         output::warn(&format!("machine '{name}' did not stop in time and was killed"));

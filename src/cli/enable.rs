@@ -10,7 +10,7 @@ use super::output::{self, Failure, Failures, say};
 use super::start::StartArguments;
 use super::stop::StopArguments;
 use crate::bus::Bus;
-use crate::bus::systemd1_units;
+use crate::bus::systemd1;
 use crate::config;
 use crate::plan::unit;
 use crate::running::autostart;
@@ -92,7 +92,7 @@ fn change(layout: &Layout, names: &[MachineName], on: bool) -> Result<(), Failur
         if on && carried::installed(Path::new("/"), target).is_some() {
             files.push(target.to_owned());
         }
-        systemd1_units::enable(&Bus::of(layout), &files, on).map_err(|e| carried::failed(&doing(first), &e))?;
+        systemd1::enable(&Bus::of(layout), &files, on).map_err(|e| carried::failed(&doing(first), &e))?;
         return Ok(());
     }
     for name in names {

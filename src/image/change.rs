@@ -91,7 +91,7 @@ impl Store {
     pub fn set_pool_limit(&self, limit: Option<u64>) -> Result<(), ImageError> {
         let path = self.path();
         let doing = "cannot limit the store";
-        let is_subvolume = File::open(&path)
+        let is_subvolume = File::open(path)
             .call(|| format!("open('{}')", path.display()))
             .and_then(|dir| {
                 let stat = rustix::fs::fstat(&dir).call(|| "fstat()".to_owned())?;
@@ -102,7 +102,7 @@ impl Store {
             let why = format!("'{}' is not a subvolume of btrfs", path.display());
             return Err(ImageError::not_supported(doing, why));
         }
-        limit_subvolume(doing.to_owned(), &path, limit)
+        limit_subvolume(doing.to_owned(), path, limit)
     }
 
     /// Removes an image for good. Of a symlink, only that; settings that people wrote stay ([`Store::settings`]).
@@ -114,7 +114,7 @@ impl Store {
         let _lock = ImageLock::exclusive(&self.layout, &image)?;
         let _name = lock::take_name(&self.layout, name)?;
         let failed = |cause| ImageError::call(format!("cannot remove image '{name}'"), cause);
-        let store = open_dir(&self.path()).map_err(failed)?;
+        let store = open_dir(self.path()).map_err(failed)?;
         let temporary = self.clear_temporary(&store, name)?;
         let was_marked = Immutable::lift(&image).map_err(failed)?;
         if let Err(cause) = rename(&image.path, &self.path().join(&temporary)) {
@@ -177,11 +177,11 @@ impl Store {
     fn remove_leftovers(&self) -> Result<(), ImageError> {
         let path = self.path();
         let failed = |cause| ImageError::call("cannot look for what was left", cause);
-        let store = match open_dir(&path) {
+        let store = match open_dir(path) {
             Err(e) if e.errno == Errno::ENOENT => return Ok(()),
             store => store.map_err(failed)?,
         };
-        for entry in std::fs::read_dir(&path).call(|| format!("open('{}')", path.display())).map_err(failed)? {
+        for entry in std::fs::read_dir(path).call(|| format!("open('{}')", path.display())).map_err(failed)? {
             let entry = entry.call(|| format!("getdents64('{}')", path.display())).map_err(failed)?.file_name();
             let Some(temporary) = entry.to_str() else { continue };
             // Whoever still works on it holds the name.

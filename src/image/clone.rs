@@ -75,7 +75,7 @@ impl Store {
             Err(e) => return Err(e),
         };
         let failed = |cause| ImageError::call(doing.clone(), cause);
-        let store = open_dir(&self.path()).map_err(failed)?;
+        let store = open_dir(self.path()).map_err(failed)?;
         let temporary = self.clear_temporary(&store, to)?;
         let new = self.path().join(file_name(to, image.kind));
         let made = make(&image, &store, &temporary, read_only, on_progress).and_then(|made| {
@@ -110,7 +110,7 @@ impl Store {
 
     /// Copies the files that go by the image's name, unless there are such for the new name.
     fn clone_beside(&self, from: &str, to: &str) -> sys::Result<()> {
-        let store = open_dir(&self.path())?;
+        let store = open_dir(self.path())?;
         for suffix in BESIDE {
             let Ok(file) = File::open(self.beside(from, suffix)) else { continue };
             let name = process::c_path(Path::new(&format!("{to}{suffix}")))?;

@@ -137,7 +137,7 @@ impl Store {
         images.extend(host.map(|host| (HOST.to_owned(), host)));
         let failed = |cause| ImageError::call("cannot list the images", cause);
         let path = self.path();
-        let entries = match std::fs::read_dir(&path) {
+        let entries = match std::fs::read_dir(path) {
             Ok(entries) => entries,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(images.into_values().collect()),
             Err(e) => return Err(e).call(|| format!("open('{}')", path.display())).map_err(failed),
@@ -146,7 +146,7 @@ impl Store {
             let entry = entry.call(|| format!("getdents64('{}')", path.display())).map_err(failed)?;
             let file_name = entry.file_name();
             let Some(file_name) = file_name.to_str() else { continue };
-            let Some(image) = probe::look_at_entry(&path, file_name) else { continue };
+            let Some(image) = probe::look_at_entry(path, file_name) else { continue };
             // A directory and a file may have one name, which then means the directory.
             if image.kind != ImageKind::Raw || !images.contains_key(&image.name) {
                 images.insert(image.name.clone(), image);
@@ -188,7 +188,7 @@ impl Store {
     /// What the store holds and may hold.
     pub fn pool(&self) -> Pool {
         let path = self.path();
-        let quota = File::open(&path).ok().and_then(|dir| {
+        let quota = File::open(path).ok().and_then(|dir| {
             let stat = rustix::fs::fstat(&dir).ok()?;
             let info = btrfs::is_subvolume(&dir, &stat).then(|| btrfs::info(&dir).ok())??;
             btrfs::quota(&dir, info.id).ok()?

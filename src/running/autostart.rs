@@ -21,7 +21,7 @@ pub fn enable(layout: &Layout, name: &MachineName, until_reboot: bool) -> sys::R
         return Ok(None);
     }
     let dir = layout.autostart(until_reboot);
-    std::fs::create_dir_all(&dir).call(|| format!("mkdir('{}')", dir.display()))?;
+    std::fs::create_dir_all(dir).call(|| format!("mkdir('{}')", dir.display()))?;
     if std::fs::symlink_metadata(&link).is_ok_and(|m| m.is_symlink()) {
         std::fs::remove_file(&link).call(|| format!("unlink('{}')", link.display()))?;
     }

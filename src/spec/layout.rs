@@ -34,7 +34,7 @@ impl UserDirs {
     /// Values that are not absolute are ignored, as the specification has it.
     pub fn of_environment(value: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
         let absolute = |key: &str| value(key).map(PathBuf::from).filter(|path| path.is_absolute());
-        let home = |key: &str, usual: &str| Some(absolute(key).or_else(|| Some(absolute("HOME")?.join(usual)))?);
+        let home = |key: &str, usual: &str| absolute(key).or_else(|| Some(absolute("HOME")?.join(usual)));
         Some(Self {
             config: home("XDG_CONFIG_HOME", ".config")?,
             state: home("XDG_STATE_HOME", ".local/state")?,

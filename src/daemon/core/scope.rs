@@ -4,28 +4,19 @@
 //! asked finds the leader in its control group. The scope is held (`AddRef`) as long as the machine is known: its
 //! result can be looked at until then.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_core::Stream as _;
-use zbus::wire::{DynamicType, Fd, OwnedObjectPath, OwnedVariant, Variant};
-use zbus::{MatchRule, MessageStream};
+use zbus::wire::{Fd, OwnedVariant, Variant};
 
 use super::registry::{Class, Machine, Process, group_of};
 use super::state::Daemon;
+use crate::bus::systemd1::{Manager, TASKS_MAX};
 use crate::daemon::dbus::call::{Failure, Outcome};
 use crate::sys::{Errno, process};
 
-const SYSTEMD: &str = "org.freedesktop.systemd1";
-const PATH: &str = "/org/freedesktop/systemd1";
-const MANAGER: &str = "org.freedesktop.systemd1.Manager";
-
 /// How long systemd may take for the job of a scope. It has limits of its own; this is for one that hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A job of systemd that ended: its number, object, unit and result.
-type Removed = (u32, OwnedObjectPath, String, String);
 
 /// Name of the scope of a machine: every byte that a unit's name cannot have, and `-`, is written `\xNN`.
 fn unit_name(machine: &str) -> String {
@@ -41,24 +32,15 @@ fn unit_name(machine: &str) -> String {
     name
 }
 
-async fn call<T: serde::Serialize + DynamicType>(
-    daemon: &Daemon,
-    member: &str,
-    arguments: &T,
-) -> zbus::Result<zbus::Message> {
-    daemon.connection.call_method(Some(SYSTEMD), PATH, Some(MANAGER), member, arguments).await
-}
-
-/// Whether there is a systemd that can be asked; we may own its name ourselves where there is none.
-async fn has_systemd(daemon: &Daemon) -> bool {
+/// The host's systemd, if there is one; we may own its name ourselves where there is none.
+async fn systemd(daemon: &Daemon) -> Option<Manager<'_>> {
     // Not where we stand in for it ourselves.
     if daemon.stand_in.served.load(std::sync::atomic::Ordering::Relaxed) {
-        return false;
+        return None;
     }
-    let Ok(bus) = zbus::fdo::DBusProxy::new(&daemon.connection).await else { return false };
-    let Ok(name) = zbus::names::BusName::try_from(SYSTEMD) else { return false };
-    let owner = bus.get_name_owner(name).await;
-    owner.is_ok_and(|owner| daemon.connection.unique_name().is_none_or(|own| own.as_str() != owner.as_str()))
+    let systemd = Manager::on(&daemon.connection);
+    let owner = systemd.owner().await.ok().flatten()?;
+    daemon.connection.unique_name().is_none_or(|own| own.as_str() != owner).then_some(systemd)
 }
 
 /// Puts a leader into a scope of its own; without systemd on the host it stays where it is.
@@ -71,22 +53,9 @@ pub(crate) async fn create(
     leader: &Process,
     properties: Vec<(String, OwnedVariant)>,
 ) -> Outcome<()> {
-    if !has_systemd(daemon).await {
-        return Ok(());
-    }
+    let Some(systemd) = systemd(daemon).await else { return Ok(()) };
     let unit = unit_name(name);
-    // Before the job is made: it may be done before the answer that names it has come.
-    let rule = MatchRule::builder()
-        .msg_type(zbus::message::Type::Signal)
-        .sender(SYSTEMD)
-        .path(PATH)
-        .interface(MANAGER)
-        .member("JobRemoved")
-        .arg(2, unit.as_str())
-        .build()?;
-    let mut removed = MessageStream::for_match_rule(rule, &daemon.connection, None).await?;
-    // Refused if somebody on this connection has said so before.
-    let _ = call(daemon, "Subscribe", &()).await;
+    let mut jobs = systemd.jobs(Some(&unit)).await?;
     let kind = match class {
         Class::Container => "Container",
         Class::Vm => "Virtual Machine",
@@ -104,24 +73,20 @@ pub(crate) async fn create(
             ("Delegate", true.into()),
             ("CollectMode", "inactive-or-failed".into()),
             ("AddRef", true.into()),
-            ("TasksMax", 16384_u64.into()),
+            ("TasksMax", TASKS_MAX.into()),
         ];
         for (key, value) in &properties {
             all.push((key, (**value).try_clone().map_err(Failure::invalid_args)?));
         }
-        let none: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
-        match call(daemon, "StartTransientUnit", &(&unit, "fail", all, none)).await {
-            Ok(reply) => {
-                result = reply.body().deserialize::<OwnedObjectPath>().map_err(Failure::from);
-                break;
-            }
-            Err(e) => result = Err(e.into()),
+        result = systemd.start_transient(&unit, &all).await.map_err(Failure::from);
+        if result.is_ok() {
+            break;
         }
     }
     let job = result?;
     crate::daemon::core::state::lock(&daemon.units).insert(unit.clone());
-    let waiting = daemon.runtime.timeout(PATIENCE, ended(&mut removed, &job)).await;
-    let outcome = waiting.unwrap_or(None).unwrap_or_else(|| "timeout".to_owned());
+    let waiting = daemon.runtime.timeout(PATIENCE, jobs.end_of(&job)).await;
+    let outcome = waiting.ok().and_then(Result::ok).unwrap_or_else(|| "timeout".to_owned());
     if outcome == "done" {
         return Ok(());
     }
@@ -129,23 +94,11 @@ pub(crate) async fn create(
     Err(Failure::job_failed(format!("Cannot put the machine into unit '{unit}': its job ended as '{outcome}'.")))
 }
 
-/// The result of a job; `None` if the bus goes away.
-async fn ended(removed: &mut MessageStream, job: &OwnedObjectPath) -> Option<String> {
-    loop {
-        let next = std::future::poll_fn(|cx| Pin::new(&mut *removed).poll_next(cx)).await?;
-        let Ok(message) = next else { continue };
-        let Ok((_, path, _, result)) = message.body().deserialize::<Removed>() else { continue };
-        if path == *job {
-            return Some(result);
-        }
-    }
-}
-
 /// Lets go of a unit that we made.
 async fn release(daemon: &Daemon, unit: &str) {
     if crate::daemon::core::state::lock(&daemon.units).remove(unit) {
         // It may be gone, and systemd forgets what a connection holds that ends.
-        let _ = call(daemon, "UnrefUnit", &unit).await;
+        let _ = Manager::on(&daemon.connection).call("UnrefUnit", &unit).await;
     }
 }
 
@@ -153,16 +106,18 @@ async fn release(daemon: &Daemon, unit: &str) {
 pub(crate) async fn forget(daemon: &Daemon, machine: &Machine) {
     let made = crate::daemon::core::state::lock(&daemon.units).contains(&machine.unit);
     if made && !machine.leader.is_alive() {
-        let _ = call(daemon, "StopUnit", &(&machine.unit, "fail")).await;
+        let _ = Manager::on(&daemon.connection).call("StopUnit", &(&machine.unit, "fail")).await;
     }
     release(daemon, &machine.unit).await;
 }
 
 /// Ends a machine at once: its unit if it has one to itself, else its supervisor or its leader.
 pub(crate) async fn terminate(daemon: &Arc<Daemon>, machine: &Machine) -> Outcome<()> {
-    if !machine.unit.is_empty() && has_systemd(daemon).await {
+    if !machine.unit.is_empty()
+        && let Some(systemd) = systemd(daemon).await
+    {
         if machine.subgroup.is_empty() {
-            call(daemon, "StopUnit", &(&machine.unit, "fail")).await?;
+            systemd.call("StopUnit", &(&machine.unit, "fail")).await?;
             return Ok(());
         }
         if let Some(supervisor) = &machine.supervisor {
@@ -175,8 +130,11 @@ pub(crate) async fn terminate(daemon: &Arc<Daemon>, machine: &Machine) -> Outcom
 
 /// Signals every process of a machine: of its unit, of its PID namespace, or of its control group.
 pub(crate) async fn kill_all(daemon: &Arc<Daemon>, machine: &Arc<Machine>, signal: i32) -> Outcome<()> {
-    if !machine.unit.is_empty() && machine.subgroup.is_empty() && has_systemd(daemon).await {
-        call(daemon, "KillUnit", &(&machine.unit, "all", signal)).await?;
+    if !machine.unit.is_empty()
+        && machine.subgroup.is_empty()
+        && let Some(systemd) = systemd(daemon).await
+    {
+        systemd.call("KillUnit", &(&machine.unit, "all", signal)).await?;
         return Ok(());
     }
     let machine = Arc::clone(machine);

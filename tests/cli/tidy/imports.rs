@@ -162,7 +162,10 @@ pub(super) fn read(file: PathBuf, tests: bool) -> Module {
                     at += 2;
                 }
                 match path.len() {
-                    1 => drop(module.words.extend(path)),
+                    1 => {
+                        let _: () = module.words.extend(path);
+                        drop(())
+                    },
                     _ => module.named.push(Named { path, line, bound: None, exported: false }),
                 }
                 at += 1;

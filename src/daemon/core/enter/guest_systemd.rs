@@ -7,22 +7,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use futures_core::Stream as _;
 use nix::sys::resource::{Resource, setrlimit};
+use zbus::Connection;
 use zbus::connection::Builder;
-use zbus::names::BusName;
-use zbus::wire::{Fd, OwnedObjectPath, OwnedVariant, Variant};
-use zbus::{Connection, MatchRule, MessageStream};
+use zbus::wire::{Fd, OwnedObjectPath, Variant};
 use zruntime::SharedRuntime;
 
 use super::helper::Job;
 use super::{Failure, Outcome, Shell};
+use crate::bus::systemd1::{self, Manager, Signals};
 use crate::daemon::dbus::objects::escape;
 use crate::sys::Errno;
 
-const SYSTEMD: &str = "org.freedesktop.systemd1";
-const SYSTEMD_PATH: &str = "/org/freedesktop/systemd1";
-const SYSTEMD_MANAGER: &str = "org.freedesktop.systemd1.Manager";
 /// How long a machine's bus may take for all we ask of it.
 const LIMIT: Duration = Duration::from_secs(12);
 /// Room for a process that speaks to one bus; a machine can send messages of any size.
@@ -36,8 +32,7 @@ exec "${shell:-/bin/sh}" -l"#;
 
 /// Whether there is a systemd on that bus.
 pub(super) async fn has_systemd(bus: &Connection) -> Outcome<bool> {
-    let name = BusName::try_from(SYSTEMD).map_err(Failure::failed)?;
-    zbus::fdo::DBusProxy::new(bus).await?.name_has_owner(name).await.map_err(|e| zbus::Error::from(e).into())
+    Ok(Manager::on(bus).owner().await?.is_some())
 }
 
 /// Starts what `job` asks for on the terminal, by the systemd on that bus.
@@ -47,15 +42,10 @@ pub(super) async fn start(bus: &Connection, path: &str, peer: &OwnedFd, job: &Jo
         Job::Pty => Ok(()),
         Job::Login { .. } => {
             let body = (format!("container-getty@{number}.service"), "replace");
-            call(bus, "StartUnit", &body).await
+            Ok(Manager::on(bus).call("StartUnit", &body).await.map(drop)?)
         }
         Job::Shell(shell) => start_shell(bus, number, path, peer, shell).await,
     }
-}
-
-async fn call<B: serde::Serialize + zbus::DynamicType>(bus: &Connection, method: &str, body: &B) -> Outcome<()> {
-    bus.call_method(Some(SYSTEMD), SYSTEMD_PATH, Some(SYSTEMD_MANAGER), method, body).await?;
-    Ok(())
 }
 
 async fn start_shell(bus: &Connection, number: &str, path: &str, peer: &OwnedFd, shell: &Shell) -> Outcome<()> {
@@ -89,8 +79,7 @@ async fn start_shell(bus: &Connection, number: &str, path: &str, peer: &OwnedFd,
         properties.push(("Environment", Variant::from(shell.environment.clone())));
     }
     properties.push(("ExecStart", Variant::from(vec![(program, args, true)])));
-    let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
-    call(bus, "StartTransientUnit", &(shell_unit(path), "fail", properties, auxiliary)).await
+    Ok(Manager::on(bus).start_transient(&shell_unit(path), &properties).await.map(drop)?)
 }
 
 /// The unit of a shell on the terminal `path`.
@@ -100,7 +89,7 @@ fn shell_unit(path: &str) -> String {
 
 /// The object of a unit.
 fn unit_path(unit: &str) -> String {
-    format!("{SYSTEMD_PATH}/unit/{}", escape(unit))
+    format!("{}/unit/{}", systemd1::PATH, escape(unit))
 }
 
 /// The same by the systemd of a machine, at the other end of `stream`; for the helper.
@@ -125,7 +114,8 @@ pub(super) fn ask(
                 return Err(Failure::not_supported("The machine has a bus, and no systemd on it."));
             }
             // Before the start, so that no end is missed. Without it the end is not told, and all else works.
-            let changes = if matches!(job, Job::Shell(_)) { changes(&bus, &unit).await.ok() } else { None };
+            let wanted = matches!(job, Job::Shell(_));
+            let changes = if wanted { Manager::on(&bus).changes(&unit_path(&unit)).await.ok() } else { None };
             start(&bus, path, &peer, job).await?;
             Ok((bus, changes))
         };
@@ -140,41 +130,23 @@ pub(super) fn ask(
     })
 }
 
-/// What systemd says of a unit from now on.
-async fn changes(bus: &Connection, unit: &str) -> Outcome<MessageStream> {
-    call(bus, "Subscribe", &()).await?;
-    let rule = MatchRule::builder()
-        .msg_type(zbus::message::Type::Signal)
-        .sender(SYSTEMD)
-        .path(unit_path(unit))
-        .interface("org.freedesktop.DBus.Properties")
-        .build()?;
-    Ok(MessageStream::for_match_rule(rule, bus, None).await?)
-}
-
 /// Waits for the end of a unit; `None` if its systemd ends before it.
-async fn ending(bus: &Connection, unit: &str, mut changes: MessageStream) -> Option<String> {
-    let path = unit_path(unit);
-    let get = async |interface: &str, name: &str| -> Option<OwnedVariant> {
-        let body = (format!("{SYSTEMD}.{interface}"), name);
-        let properties = Some("org.freedesktop.DBus.Properties");
-        let reply = bus.call_method(Some(SYSTEMD), path.as_str(), properties, "Get", &body).await.ok()?;
-        reply.body().deserialize().ok()
-    };
+async fn ending(bus: &Connection, unit: &str, mut changes: Signals) -> Option<String> {
+    let (systemd, path) = (Manager::on(bus), unit_path(unit));
     loop {
         // In this order: a state from before the job says nothing of what came of it.
-        let (job, _) = <(u32, OwnedObjectPath)>::try_from(get("Unit", "Job").await?).ok()?;
-        let state = String::try_from(get("Unit", "ActiveState").await?).ok()?;
+        let (job, _): (u32, OwnedObjectPath) = systemd.property(&path, "Unit", "Job").await.ok()?;
+        let state: String = systemd.property(&path, "Unit", "ActiveState").await.ok()?;
         if job == 0 && matches!(state.as_str(), "inactive" | "failed") {
-            let code = i32::try_from(get("Service", "ExecMainCode").await?).ok()?;
-            let status = i32::try_from(get("Service", "ExecMainStatus").await?).ok()?;
+            let code: i32 = systemd.property(&path, "Service", "ExecMainCode").await.ok()?;
+            let status: i32 = systemd.property(&path, "Service", "ExecMainStatus").await.ok()?;
             return Some(match code {
                 libc::CLD_EXITED => format!("ended with exit status {status}"),
                 libc::CLD_KILLED | libc::CLD_DUMPED => format!("was ended by signal {status}"),
                 _ => "could not be started".into(),
             });
         }
-        std::future::poll_fn(|cx| std::pin::Pin::new(&mut changes).poll_next(cx)).await?.ok()?;
+        changes.next().await.ok()?;
     }
 }
 

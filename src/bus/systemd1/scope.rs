@@ -1,20 +1,13 @@
 //! `org.freedesktop.systemd1`: a scope for a machine that was not started by a unit of its own.
 
-use std::future::poll_fn;
 use std::path::Path;
-use std::pin::Pin;
 use std::time::Duration;
 
-use futures_core::Stream as _;
-use serde::de::DeserializeOwned;
-use zbus::message::Type;
-use zbus::{MatchRule, MessageStream, OwnedObjectPath, Variant};
+use zbus::OwnedObjectPath;
 
-use super::{Bus, BusError, Errand, call, failed, open};
+use super::{Manager, TASKS_MAX, failed};
+use crate::bus::{Bus, BusError, Errand, open};
 use crate::sys::{self, read_text};
-
-pub(super) const NAME: &str = "org.freedesktop.systemd1";
-pub(super) const MANAGER: (&str, &str, &str) = (NAME, "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager");
 
 /// The signal with which a scope of ours is asked to stop.
 ///
@@ -22,15 +15,9 @@ pub(super) const MANAGER: (&str, &str, &str) = (NAME, "/org/freedesktop/systemd1
 /// supervisor takes it for a stop in order.
 pub const STOP_SIGNAL: i32 = libc::SIGURG;
 
-/// The error of a unit that is there already.
-pub(super) const EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
-
 /// How long a scope may take. Without one the machine's group is where systemd does not expect it, so this is worth more
 /// patience than a table entry.
 const SCOPE_LIMIT: Duration = Duration::from_secs(30);
-
-/// Tasks of a machine that says nothing of them, as systemd-nspawn has it.
-const TASKS_MAX: u64 = 16_384;
 
 /// A scope to be made.
 #[derive(Debug)]
@@ -84,11 +71,10 @@ impl Scope {
 }
 
 async fn allocate(bus: &zbus::Connection, request: &ScopeRequest<'_>) -> Result<(), BusError> {
-    let mut jobs = listen(bus, "JobRemoved").await?;
-    let mut units = listen(bus, "UnitRemoved").await?;
-    call(bus, MANAGER, "Subscribe", &()).await?;
+    const CALL: &str = "StartTransientUnit";
+    let systemd = Manager::on(bus);
     let stop = request.stop_timeout.map_or(u64::MAX, |t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX));
-    let properties: Vec<(&str, Variant<'_>)> = vec![
+    let properties = [
         ("Description", request.description.into()),
         ("Slice", "machine.slice".into()),
         ("Delegate", true.into()),
@@ -98,45 +84,23 @@ async fn allocate(bus: &zbus::Connection, request: &ScopeRequest<'_>) -> Result<
         ("TimeoutStopUSec", stop.into()),
         ("PIDs", vec![std::process::id()].into()),
     ];
-    let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
-    let body = (request.unit, "fail", properties, auxiliary);
+    let mut units = systemd.signals("UnitRemoved", None).await.map_err(|e| failed(CALL, &e))?;
+    let mut jobs = systemd.jobs(Some(request.unit)).await.map_err(|e| failed(CALL, &e))?;
     let job = loop {
-        match call(bus, MANAGER, "StartTransientUnit", &body).await {
-            Err(BusError::Exists(_)) => while next::<(String, OwnedObjectPath)>(&mut units).await?.0 != request.unit {},
-            other => {
-                break other?.body().deserialize::<OwnedObjectPath>().map_err(|e| failed("StartTransientUnit", &e))?;
-            }
+        match systemd.start_transient(request.unit, &properties).await.map_err(|e| failed(CALL, &e)) {
+            Err(BusError::Exists(_)) => loop {
+                let (unit, _): (String, OwnedObjectPath) = units.body().await.map_err(|e| failed(CALL, &e))?;
+                if unit == request.unit {
+                    break;
+                }
+            },
+            other => break other?,
         }
     };
-    loop {
-        let (_, ended, _, result) = next::<(u32, OwnedObjectPath, String, String)>(&mut jobs).await?;
-        if ended == job && result == "done" {
-            return Ok(());
-        }
-        if ended == job {
-            return Err(BusError::Failed {
-                call: "StartTransientUnit".into(),
-                why: format!("the job's result is {result}"),
-            });
-        }
+    match jobs.end_of(&job).await.map_err(|e| failed(CALL, &e))?.as_str() {
+        "done" => Ok(()),
+        result => Err(BusError::Failed { call: CALL.into(), why: format!("the job's result is {result}") }),
     }
-}
-
-pub(super) async fn listen(bus: &zbus::Connection, member: &'static str) -> Result<MessageStream, BusError> {
-    let rule = MatchRule::builder().msg_type(Type::Signal).sender(NAME).interface(MANAGER.2).member(member);
-    let rule = rule.build().map_err(|e| failed(member, &e))?;
-    MessageStream::for_match_rule(rule, bus, None).await.map_err(|e| failed(member, &e))
-}
-
-/// What the next signal carries.
-pub(super) async fn next<T>(signals: &mut MessageStream) -> Result<T, BusError>
-where
-    T: DeserializeOwned + zbus::Type,
-{
-    let signal = poll_fn(|context| Pin::new(&mut *signals).poll_next(context)).await;
-    let lost = || BusError::Failed { call: NAME.to_owned(), why: "the bus went away".to_owned() };
-    let signal = signal.ok_or_else(lost)?.map_err(|e| failed(NAME, &e))?;
-    signal.body().deserialize().map_err(|e| failed(NAME, &e))
 }
 
 /// The control group of the calling process.

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use zbus::wire::{OwnedVariant, Variant};
-use zbus::{MessageStream, OwnedObjectPath};
+use zbus::OwnedObjectPath;
 
-use super::systemd1::{MANAGER, NAME, listen, next};
-use super::{Bus, BusError, Errand, FOR_EVER, call, failed, open};
+use super::{Manager, Signals, failed};
+use crate::bus::{Bus, BusError, Errand, FOR_EVER, open};
 
 /// How long systemd may take to read its units anew: it runs every generator.
 const RELOAD: Duration = Duration::from_secs(90);
@@ -30,7 +29,7 @@ pub fn reload(bus: &Bus) -> Result<(), BusError> {
     let errand = Errand::start(bus.connect()?, |stream, parent| {
         parent.tell(&zbus::block_on(async {
             let bus = open(stream).await?;
-            call(&bus, MANAGER, "Reload", &()).await.map(drop)
+            Manager::on(&bus).call("Reload", &()).await.map(drop).map_err(|e| failed("Reload", &e))
         }));
     })?;
     errand.answer(RELOAD)
@@ -52,12 +51,11 @@ pub fn start(bus: &Bus, unit: &str, wait: bool) -> Result<Started, BusError> {
     let errand = Errand::start(bus.connect()?, |stream, parent| {
         let begin = async |bus: &zbus::Connection| {
             let path = load(bus, unit).await?;
-            if text(bus, &path, UNIT, "LoadState").await? == "not-found" {
+            if text(bus, &path, "Unit", "LoadState").await? == "not-found" {
                 return Ok(None);
             }
-            let removed = listen(bus, "JobRemoved").await?;
-            call(bus, MANAGER, "Subscribe", &()).await?;
-            Ok(Some((job(bus, "StartUnit", unit).await?, removed, path)))
+            let (job, removed) = begin_job(bus, "StartUnit", unit).await?;
+            Ok(Some((job, removed, path)))
         };
         zbus::block_on(async {
             let begun = async {
@@ -73,7 +71,7 @@ pub fn start(bus: &Bus, unit: &str, wait: bool) -> Result<Started, BusError> {
             parent.tell(&Ok(Started::Yes));
             if wait {
                 let end = async {
-                    let result = job_end(&mut removed, &job).await?;
+                    let result = removed.end_of(&job).await.map_err(|e| failed("StartUnit", &e))?;
                     if result == "done" {
                         return Ok(Started::Yes);
                     }
@@ -89,27 +87,16 @@ pub fn start(bus: &Bus, unit: &str, wait: bool) -> Result<Started, BusError> {
     }
 }
 
-async fn job_end(removed: &mut MessageStream, job: &OwnedObjectPath) -> Result<String, BusError> {
-    loop {
-        let (_, ended, _, result) = next::<(u32, OwnedObjectPath, String, String)>(removed).await?;
-        if ended == *job {
-            return Ok(result);
-        }
-    }
-}
-
 /// Stops a unit and waits until it has; gives how it stands with it then.
 pub fn stop(bus: &Bus, unit: &str) -> Result<UnitState, BusError> {
     let errand = Errand::start(bus.connect()?, |stream, parent| {
         parent.tell(&zbus::block_on(async {
             let bus = open(stream).await?;
-            let mut removed = listen(&bus, "JobRemoved").await?;
-            call(&bus, MANAGER, "Subscribe", &()).await?;
             let path = load(&bus, unit).await?;
             // Else systemd forgets the unit, and what it said last, before we have asked.
-            call(&bus, (NAME, path.as_str(), UNIT), "Ref", &()).await?;
-            let job = job(&bus, "StopUnit", unit).await?;
-            match job_end(&mut removed, &job).await?.as_str() {
+            Manager::on(&bus).call_unit(&path, "Ref").await.map_err(|e| failed("Ref", &e))?;
+            let (job, mut removed) = begin_job(&bus, "StopUnit", unit).await?;
+            match removed.end_of(&job).await.map_err(|e| failed("StopUnit", &e))?.as_str() {
                 "done" => state(&bus, unit, &path).await,
                 result => {
                     let why = format!("the job's result is {result}");
@@ -127,43 +114,47 @@ pub fn enable(bus: &Bus, units: &[String], on: bool) -> Result<Vec<String>, BusE
         parent.tell(&zbus::block_on(async {
             let bus = open(stream).await?;
             type Changes = Vec<(String, String, String)>;
-            let changes: Changes = if on {
-                let reply = call(&bus, MANAGER, "EnableUnitFiles", &(units, false, false)).await?;
-                let (_, changes): (bool, Changes) =
-                    reply.body().deserialize().map_err(|e| failed("EnableUnitFiles", &e))?;
-                changes
-            } else {
-                let reply = call(&bus, MANAGER, "DisableUnitFiles", &(units, false)).await?;
-                reply.body().deserialize().map_err(|e| failed("DisableUnitFiles", &e))?
+            let systemd = Manager::on(&bus);
+            let change = async {
+                let changes = if on {
+                    let reply = systemd.call("EnableUnitFiles", &(units, false, false)).await?;
+                    reply.body().deserialize::<(bool, Changes)>()?.1
+                } else {
+                    systemd.call("DisableUnitFiles", &(units, false)).await?.body().deserialize::<Changes>()?
+                };
+                if !changes.is_empty() {
+                    systemd.call("Reload", &()).await?;
+                }
+                Ok(changes)
             };
-            if !changes.is_empty() {
-                call(&bus, MANAGER, "Reload", &()).await?;
-            }
+            let method = if on { "EnableUnitFiles" } else { "DisableUnitFiles" };
+            let changes = change.await.map_err(|e| failed(method, &e))?;
             Ok(changes.into_iter().map(|(_, file, _)| file).collect::<Vec<_>>())
         }));
     })?;
     errand.answer(RELOAD)
 }
 
-const UNIT: &str = "org.freedesktop.systemd1.Unit";
-const SERVICE: &str = "org.freedesktop.systemd1.Service";
-
 async fn load(bus: &zbus::Connection, unit: &str) -> Result<OwnedObjectPath, BusError> {
-    let reply = call(bus, MANAGER, "LoadUnit", &unit).await?;
-    reply.body().deserialize().map_err(|e| failed("LoadUnit", &e))
+    Manager::on(bus).object("LoadUnit", &unit).await.map_err(|e| failed("LoadUnit", &e))
 }
 
-async fn job(bus: &zbus::Connection, method: &str, unit: &str) -> Result<OwnedObjectPath, BusError> {
-    let reply = call(bus, MANAGER, method, &(unit, "replace")).await?;
-    reply.body().deserialize().map_err(|e| failed(method, &e))
+/// Begins a job; gives it and the ends of jobs from now on.
+async fn begin_job(bus: &zbus::Connection, method: &str, unit: &str) -> Result<(OwnedObjectPath, Signals), BusError> {
+    let begin = async {
+        let systemd = Manager::on(bus);
+        let ends = systemd.jobs(Some(unit)).await?;
+        Ok((systemd.object(method, &(unit, "replace")).await?, ends))
+    };
+    begin.await.map_err(|e| failed(method, &e))
 }
 
 async fn state(bus: &zbus::Connection, unit: &str, path: &OwnedObjectPath) -> Result<UnitState, BusError> {
     Ok(UnitState {
         unit: unit.to_owned(),
-        active: text(bus, path, UNIT, "ActiveState").await?,
-        result: text(bus, path, SERVICE, "Result").await?,
-        text: text(bus, path, SERVICE, "StatusText").await?,
+        active: text(bus, path, "Unit", "ActiveState").await?,
+        result: text(bus, path, "Service", "Result").await?,
+        text: text(bus, path, "Service", "StatusText").await?,
     })
 }
 
@@ -173,11 +164,5 @@ async fn text(
     interface: &str,
     property: &str,
 ) -> Result<String, BusError> {
-    let properties = (NAME, path.as_str(), "org.freedesktop.DBus.Properties");
-    let reply = call(bus, properties, "Get", &(interface, property)).await?;
-    let value: OwnedVariant = reply.body().deserialize().map_err(|e| failed(property, &e))?;
-    match &*value {
-        Variant::Str(text) => Ok(text.as_str().to_owned()),
-        _ => Err(BusError::Failed { call: property.to_owned(), why: "it is no text".to_owned() }),
-    }
+    Manager::on(bus).property(path.as_str(), interface, property).await.map_err(|e| failed(property, &e))
 }
