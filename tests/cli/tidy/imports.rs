@@ -165,7 +165,7 @@ pub(super) fn read(file: PathBuf, tests: bool) -> Module {
                     1 => {
                         let _: () = module.words.extend(path);
                         drop(())
-                    },
+                    }
                     _ => module.named.push(Named { path, line, bound: None, exported: false }),
                 }
                 at += 1;
