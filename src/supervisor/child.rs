@@ -5,12 +5,12 @@
 //! runs. The inner child is in all the machine's namespaces, makes the file systems that belong to them, and
 //! becomes the leader. Neither logs; both report and leave by `_exit`.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::handshake::{FromChild, FromOuter, ToInner};
+use super::handshake::{self, Between, FromChild, Message, Party, Sequence, ToInner};
 use super::setup::{Program, Setup, limit, report};
 use super::{console, stub_init};
 use crate::enter::process_limits;
@@ -53,7 +53,9 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     setup.step("outer:cloned");
     let userns = write_maps(setup, leader.as_raw())?;
     setup.step("outer:mapped");
-    channel::send(&ours, &FromOuter::Mapped, &[]).doing(|| "cannot talk to the inner child".into())?;
+    let mut sequence = Sequence::new(Party::Outer);
+    let talk = || "cannot talk to the inner child".to_owned();
+    handshake::send(&mut sequence, &ours, &Between::Mapped, &[]).doing(talk)?;
 
     let shifted = setup.range.is_some_and(|r| r.shift != 0);
     let ids = Ids {
@@ -71,10 +73,10 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     }
     let init = init::find(&root, &plan.exec.payload)?;
     // Made by the inner child meanwhile.
-    let inside = OnceCell::new();
+    let (inside, sequence) = (OnceCell::new(), RefCell::new(sequence));
     let wait = || match inside.get() {
         Some(made) => Ok(made),
-        None => receive_api(&ours).map(|made| inside.get_or_init(|| made)),
+        None => receive_api(&mut sequence.borrow_mut(), &ours).map(|made| inside.get_or_init(|| made)),
     };
     let make_userns = |map: &[IdMapEntry]| make_userns(map, setup.shift(), &root);
     Mounter {
@@ -94,10 +96,10 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     enter_root(&root)?;
     setup.step("outer:entered");
     let (path, kind) = init.map_or((None, None), |i| (Some(i.path), i.kind));
-    let talk = || "cannot talk to the inner child".to_owned();
-    channel::send(&ours, &FromOuter::Entered(path.clone(), kind), &[]).doing(talk)?;
+    let mut sequence = sequence.borrow_mut();
+    handshake::send(&mut sequence, &ours, &Between::Entered(path.clone(), kind), &[]).doing(talk)?;
     let ready = FromChild::Ready { leader: leader.as_raw(), init: path, kind };
-    let sent = channel::send(to_supervisor, &ready, &[master.as_fd(), api.console.as_fd()]);
+    let sent = handshake::send(&mut sequence, to_supervisor, &ready, &[master.as_fd(), api.console.as_fd()]);
     // The end of this process closes them at once.
     std::mem::forget(inside);
     sent.doing(|| "cannot talk to the supervisor".into())
@@ -215,10 +217,11 @@ fn make_userns(map: &[IdMapEntry], shift: u32, root: &RootFd) -> sys::Result<Own
     result
 }
 
-fn receive_api(from_inner: &OwnedFd) -> Result<(ApiMounts, OwnedFd), StepError> {
+fn receive_api(sequence: &mut Sequence, from_inner: &OwnedFd) -> Result<(ApiMounts, OwnedFd), StepError> {
     let doing = || "the inner child ended before its part was done".to_owned();
-    let message = channel::receive::<bool>(from_inner).doing(doing)?;
-    let (has_sysfs, fds) = message.ok_or_else(|| StepError::refused(doing()))?;
+    let Some((Between::Api { sysfs: has_sysfs }, fds)) = handshake::receive(sequence, from_inner).doing(doing)? else {
+        return Err(StepError::refused(doing()));
+    };
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or_else(|| StepError::refused(doing()));
     let (proc, mqueue, cgroup, devpts, console, master) = (next()?, next()?, next()?, next()?, next()?, next()?);
@@ -242,7 +245,8 @@ fn become_leader(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) 
         // By far the slowest of all namespaces to make; the outer child builds the root meanwhile.
         process::unshare(ns::NET).map_err(no_namespaces)?;
     }
-    expect(channel::receive(from_outer), &FromOuter::Mapped)?;
+    let mut sequence = Sequence::new(Party::Inner);
+    next::<Between>(&mut sequence, from_outer)?;
     setup.step("inner:started");
     if plan.namespaces.user {
         process::become_user(0, 0, &[]).doing(|| "cannot become root of the machine".into())?;
@@ -252,13 +256,9 @@ fn become_leader(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) 
     if plan.namespaces.network {
         process::loopback_up().doing(|| "cannot bring the loopback link up".into())?;
     }
-    let console = make_api(setup, from_outer)?;
+    let console = make_api(setup, &mut sequence, from_outer)?;
     setup.step("inner:api");
-    let Some((FromOuter::Entered(init, kind), _)) =
-        channel::receive(from_outer).doing(|| "no message from the outer child".into())?
-    else {
-        return Err(None);
-    };
+    let Between::Entered(init, kind) = next(&mut sequence, from_outer)? else { return Err(None) };
     // A copy of the finished tree that belongs to the machine's user namespace: the kernel locks every mount
     // that came from the host's, so masks and read-only views cannot be undone inside.
     process::unshare(ns::MOUNT).doing(|| "cannot make the machine's mount namespace".into())?;
@@ -277,11 +277,11 @@ fn become_leader(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) 
     let program = Program::new(setup, init, kind)?;
     process_limits::reset(&plan.privileges.limits).doing(|| "cannot reset the resource limits".into())?;
     process::close_from_on_exec(3).doing(|| "cannot close descriptors".into())?;
-    expect(channel::receive(supervisor), &ToInner::Go)?;
+    next::<ToInner>(&mut sequence, supervisor)?;
     setup.step("inner:go");
     process::reset_signals(setup.signals).doing(|| "cannot reset signals".into())?;
     if matches!(plan.exec.payload, Payload::Command { .. }) {
-        return Ok(stub_init::run(setup, &program, supervisor)?);
+        return Ok(stub_init::run(setup, &program, &mut sequence, supervisor)?);
     }
     process_limits::apply(&plan.privileges.limits)?;
     limit(setup)?;
@@ -304,19 +304,17 @@ fn mount_guest_tmpfs(plan: &Plan) -> Result<(), StepError> {
     Ok(())
 }
 
-fn expect<T: PartialEq>(got: sys::Result<Option<(T, Vec<OwnedFd>)>>, wanted: &T) -> Result<(), Option<StepError>> {
-    match got {
-        Ok(Some((message, _))) if message == *wanted => Ok(()),
-        Ok(_) => Err(None),
-        Err(cause) => Err(Some(StepError { doing: "no message from the peer".into(), cause: Some(cause), hint: None })),
-    }
+/// Receives the message whose turn it is; `None` as the error if the peer has ended, which is reported by another.
+fn next<M: Message>(sequence: &mut Sequence, from: &OwnedFd) -> Result<M, Option<StepError>> {
+    let received = handshake::receive(sequence, from).doing(|| "no message from the peer".into())?;
+    received.map(|(message, _)| message).ok_or(None)
 }
 
 /// Makes the file systems of our namespaces and the console, and hands them to the outer child.
 ///
 /// Mounting needs a mount namespace that our user namespace owns, and we must stay in the outer child's
 /// until it is done: so a process that shares our memory makes them in a namespace of its own.
-fn make_api(setup: &Setup<'_>, outer: &OwnedFd) -> Result<OwnedFd, StepError> {
+fn make_api(setup: &Setup<'_>, sequence: &mut Sequence, outer: &OwnedFd) -> Result<OwnedFd, StepError> {
     let network = setup.plan.namespaces.network;
     let made = worker::run_sharing_memory(c"api", || create_api(setup, network));
     let (api, master) = made.map_err(|cause| {
@@ -328,7 +326,8 @@ fn make_api(setup: &Setup<'_>, outer: &OwnedFd) -> Result<OwnedFd, StepError> {
     let mut fds = vec![&api.proc, &api.mqueue, &api.cgroup, &api.devpts, &api.console, &master];
     fds.extend(&api.sysfs);
     let fds: Vec<BorrowedFd<'_>> = fds.into_iter().map(AsFd::as_fd).collect();
-    channel::send(outer, &network, &fds).doing(|| "cannot talk to the outer child".into())?;
+    let made = Between::Api { sysfs: network };
+    handshake::send(sequence, outer, &made, &fds).doing(|| "cannot talk to the outer child".into())?;
     Ok(api.console)
 }
 

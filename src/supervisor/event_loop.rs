@@ -40,9 +40,9 @@ const DRAIN: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 enum Phase {
     /// Its processes exist and wait.
-    Created(Created),
+    Created(Box<Created>),
     /// Its payload has been executed.
-    Running(Running),
+    Running(Box<Running>),
     /// It has ended by itself and will be started again.
     Backoff(Backoff),
 }
@@ -105,7 +105,7 @@ impl Prepared {
             }
         };
         let (machine, created) = self.create()?;
-        EventLoop { signals, machine, trimmed: false }.run(Phase::Created(created))
+        EventLoop { signals, machine, trimmed: false }.run(Phase::Created(Box::new(created)))
     }
 }
 
@@ -126,13 +126,12 @@ impl EventLoop {
 
     /// Goes on with the phase as far as that is possible; waits once for something to happen.
     fn turn(&mut self, mut phase: Phase) -> Result<Turn, MachineError> {
-        if let Phase::Created(created) = phase {
-            // `run` starts what it has created at once.
-            return self.start(created);
+        // What `run` has created is started at once.
+        if !matches!(phase, Phase::Created(_)) {
+            self.serve(&mut phase);
         }
-        self.serve(&mut phase);
         match phase {
-            Phase::Created(created) => self.start(created),
+            Phase::Created(created) => self.start(*created),
             Phase::Running(mut running) => match running.step(&mut self.machine) {
                 None => Ok(Turn::To(Phase::Running(running))),
                 Some(ended) => {
@@ -158,7 +157,7 @@ impl EventLoop {
             Ok(boot) => {
                 self.machine.session.boots = self.machine.session.boots.saturating_add(1);
                 self.trimmed = false;
-                Ok(Turn::To(Phase::Running(Running::begin(boot, &mut self.machine))))
+                Ok(Turn::To(Phase::Running(Box::new(Running::begin(boot, &mut self.machine)))))
             }
             Err(error) => self.not_started(error),
         }
@@ -169,7 +168,7 @@ impl EventLoop {
         self.machine.session.expect_boot(killed);
         let devices = self.machine.held.renew(&self.machine.session.job)?;
         match launch::create(&mut self.machine, &devices) {
-            Ok(created) => Ok(Turn::To(Phase::Created(created))),
+            Ok(created) => Ok(Turn::To(Phase::Created(Box::new(created)))),
             Err(error) => self.not_started(error),
         }
     }

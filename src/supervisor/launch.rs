@@ -8,7 +8,7 @@ use super::boot::{self, Boot};
 use super::child;
 use super::console::{Console, LogFile, Mode};
 use super::error::MachineError;
-use super::handshake::{FromChild, ToInner};
+use super::handshake::{self, FromChild, Party, Phase, Sequence, ToInner};
 use super::held::Held;
 use super::job::Job;
 use super::machine::Machine;
@@ -21,19 +21,21 @@ use crate::rootfs::mounts::RuntimeTexts;
 use crate::running::state::{State, has_executed};
 use crate::spec::{MachineId, Ownership};
 use crate::sys::worker::{self, Child, Worker};
-use crate::sys::{self, Doing as _, StepError, channel, process, socket};
+use crate::sys::{self, Doing as _, StepError, process, socket};
 
 /// A machine whose processes exist and wait: everything of the host's has been done, and nothing of the machine's.
 #[derive(Debug)]
 pub(super) struct Created {
     pub(super) boot: Boot,
     channel: OwnedFd,
+    sequence: Sequence,
 }
 
 /// What the children made.
 struct Made {
     boot: Boot,
     channel: OwnedFd,
+    sequence: Sequence,
     outer: Child,
     /// Last, because its child is waited for when it is dropped.
     registering: Registering,
@@ -118,7 +120,7 @@ fn make(held: &Held, session: &Session, devices: &[HostDevice]) -> Result<(Made,
         overlays: &overlays,
         filter: &session.filter,
         texts: &texts,
-        devices: devices,
+        devices,
         notify: notify.as_fd(),
         run_dir: held.run_dir.path(),
         environment: &environment,
@@ -139,7 +141,8 @@ fn make(held: &Held, session: &Session, devices: &[HostDevice]) -> Result<(Made,
     drop(theirs);
     // Not earlier: now there is nothing else to do until the root is complete.
     let registering = Registering::begin(job, &session.registered);
-    let message = channel::receive::<FromChild>(&ours).doing(talk)?;
+    let mut sequence = Sequence::new(Party::Supervisor);
+    let message = handshake::receive::<FromChild>(&mut sequence, &ours).doing(talk)?;
     let ended = || process::wait_pidfd(&outer, true).doing(talk).map_err(MachineError::from);
     match message {
         Some((FromChild::Ready { leader, init, kind }, fds)) => {
@@ -153,12 +156,11 @@ fn make(held: &Held, session: &Session, devices: &[HostDevice]) -> Result<(Made,
             let state = boot::state(held, session, leader, init, kind);
             let state = State { machine_id: entered.map(|id| id.uuid()), ..state };
             let boot = Boot { leader: pidfd, notify, state };
-            Ok((Made { boot, channel: ours, outer, registering }, master))
+            Ok((Made { boot, channel: ours, sequence, outer, registering }, master))
         }
         Some((FromChild::Failed(failure), _)) => ended().and(Err(failure.into())),
-        Some((FromChild::Waiting, _)) => Err(MachineError::Vanished("outer child")),
         None if ended()? == Some(process::Ended::Exited(0)) => Err(MachineError::Vanished("inner child")),
-        None => Err(MachineError::Vanished("outer child")),
+        Some((FromChild::Waiting, _)) | None => Err(MachineError::Vanished("outer child")),
     }
 }
 
@@ -186,7 +188,7 @@ impl Made {
         if let Some(warning) = self.registering.finish(&session.job, &mut session.registered)? {
             session.warn(warning);
         }
-        Ok(Created { boot: self.boot, channel: self.channel })
+        Ok(Created { boot: self.boot, channel: self.channel, sequence: self.sequence })
     }
 }
 
@@ -194,24 +196,23 @@ impl Created {
     /// Lets the inner child go on; back when the payload has been executed.
     pub(super) fn start(self) -> Result<Boot, MachineError> {
         let talk = || "cannot talk to the inner child".to_owned();
-        let Self { boot, channel } = self;
-        match channel::send(&channel, &ToInner::Go, &[]) {
+        let Self { boot, channel, mut sequence } = self;
+        match handshake::send(&mut sequence, &channel, &ToInner::Go, &[]) {
             Err(e) if e.errno == sys::Errno::EPIPE => return Err(MachineError::Vanished("inner child")),
             other => other.doing(talk)?,
         }
-        let mut stub = false;
         loop {
-            match channel::receive::<FromChild>(&channel).doing(talk)? {
-                Some((FromChild::Waiting, _)) => stub = true,
+            let stub = sequence.phase() == Phase::Waiting;
+            match handshake::receive::<FromChild>(&mut sequence, &channel).doing(talk)? {
+                Some((FromChild::Waiting, _)) => {}
                 // It may have ended already: that is the payload's own story, told by its exit status.
                 None if stub || has_executed(boot.state.leader) => break,
-                None => return Err(MachineError::Vanished("inner child")),
                 Some((FromChild::Failed(failure), _)) => {
                     // Reaped here, because no loop waits for a machine that never ran.
                     process::wait_pidfd(&boot.leader, true).doing(talk)?;
                     return Err(failure.into());
                 }
-                Some((FromChild::Ready { .. }, _)) => return Err(MachineError::Vanished("outer child")),
+                Some((FromChild::Ready { .. }, _)) | None => return Err(MachineError::Vanished("inner child")),
             }
         }
         die_at("supervisor:running");

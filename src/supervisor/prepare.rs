@@ -136,7 +136,7 @@ fn lock_images(layout: &Layout, held: &HeldTree, overlays: &[HeldTree]) -> Resul
             Use::Read => Hold::Shared,
             Use::Write => Hold::Exclusive,
         };
-        // Layers and places for writes can be anywhere, and there they are nobody's images.
+        // Layers and places for writes can be anywhere, and there they are no images.
         let is_image = is_root || path.parent() == Some(layout.images());
         let beside = if is_image { Beside::Yes } else { Beside::No };
         let taken = ImageLock::try_take(layout, path, &directory.fd, hold, beside);

@@ -8,17 +8,22 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::stdio::{stderr, stdin, stdout};
 
-use super::handshake::FromChild;
+use super::handshake::{self, FromChild, Sequence};
 use super::setup::{Program, Setup, limit, report};
 use crate::sys::worker::{self, Worker};
-use crate::sys::{Context as _, Doing as _, StepError, channel, process};
+use crate::sys::{Context as _, Doing as _, StepError, process};
 
 /// Signals that end a command; all others keep their meaning for PID 1, which is none.
 const PASSED_ON: [Signal; 6] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Executes the program as PID 2, waits for it and gives its status.
-pub(super) fn run(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) -> Result<u8, StepError> {
+pub(super) fn run(
+    setup: &Setup<'_>,
+    program: &Program,
+    sequence: &mut Sequence,
+    supervisor: &OwnedFd,
+) -> Result<u8, StepError> {
     process::set_name(c"stub-init");
     // Nobody in the machine may look into the host's program.
     if process::set_undumpable().is_err() {
@@ -33,7 +38,7 @@ pub(super) fn run(setup: &Setup<'_>, program: &Program, supervisor: &OwnedFd) ->
     let worker = Worker::unnamed(c"command").on_panic(&lost);
     let command = worker.spawn(|| report(supervisor, execute(setup, program)));
     let command = command.doing(|| "cannot start the command".into())?;
-    if channel::send(supervisor, &FromChild::Waiting, &[]).is_err() {
+    if handshake::send(sequence, supervisor, &FromChild::Waiting, &[]).is_err() {
         return Ok(1);
     }
     // Nothing of the host stays open in a process of the machine, and the supervisor sees the end of file when
