@@ -8,6 +8,7 @@
 //! Serves nothing and keeps no connection.
 
 mod errand;
+pub mod label;
 pub mod machine1;
 pub mod machinist1;
 pub mod systemd1;

@@ -1,17 +1,14 @@
 //! The daemon: knows machines, names them and asks their supervisors; speaks `org.freedesktop.machine1`.
 //!
 //! ```text
-//!  bus ──> objects (which object, which interface) ──> manager · machine · image (translate, nothing else)
-//!  sockets ──> varlink (the same in other words) ────────┤
-//!                         authority (root or polkit) <───┤
-//!                                                        └──> registry (machines, state files)
+//!  bus ──────> dbus (objects, interfaces, messages) ──┐ translate, nothing else
+//!  sockets ──> varlink (JSON) ────────────────────────┤
+//!                                                     └──> core: a Caller's requests, typed
+//!                                                          authority (root or polkit) · registry (machines, state files)
 //! ```
 //!
 //! One thread serves the bus; work that may block goes to a pool (`Daemon::blocking`). No machine depends on the
 //! daemon: it can be killed and started again at any moment, and finds every machine in its state file.
-//!
-//! Messages are dispatched by us and not by the library's object server: objects exist as long as a file does, all
-//! interfaces are asked for by an empty name, and `machine/self` is another object for each caller.
 
 mod core;
 mod dbus;
@@ -30,11 +27,11 @@ use zruntime::{Event, Shared, SharedRuntime};
 
 pub use self::core::enter::{Login, serve as help};
 use self::core::registry::Registry;
-use self::core::state::{Daemon, Level, lock};
-use self::core::{events, recover};
+use self::core::state::{Daemon, Level, StandIn, lock};
+use self::core::{events, recover, register};
 use crate::spec::Layout;
 use crate::sys::socket;
-use dbus::{serve_calls, systemd1_facade};
+use dbus::{Face, announcer, serve_calls, take_name};
 
 /// Name of the interface that systemd-machined serves.
 const MACHINE1: &str = "org.freedesktop.machine1";
@@ -131,7 +128,6 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         connection: connection.clone(),
         runtime: runtime.clone(),
         registry: Mutex::new(registry),
-        listed: Mutex::default(),
         callers: Mutex::default(),
         file_limit,
         units: Mutex::default(),
@@ -139,20 +135,22 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         last_call: Mutex::new(Instant::now()),
         read_group: options.read_group,
         operations: AtomicUsize::new(0),
-        stand_in: systemd1_facade::Units::default(),
+        stand_in: StandIn::default(),
         kept_up: Mutex::default(),
         complete: AtomicBool::new(false),
         completed: Event::new(),
         say: options.say,
+        announce: announcer(connection.clone()),
         quit: Event::new(),
     });
+    let face = Arc::new(Face::new(Arc::clone(&daemon), connection.clone()));
     let known: Vec<_> = daemon.registry().iter().cloned().collect();
     for machine in &known {
-        daemon.watch(machine);
+        register::watch(&daemon, machine);
     }
     let quit = daemon.quit.listen();
     let tasks = [
-        runtime.spawn("calls", serve_calls(Arc::clone(&daemon), stream)),
+        runtime.spawn("calls", serve_calls(Arc::clone(&face), stream)),
         runtime.spawn("signals", wait_for_signals(Arc::clone(&daemon))),
         runtime.spawn("events", events::follow(Arc::clone(&daemon))),
         runtime.spawn("idle", wait_for_idleness(Arc::clone(&daemon), options.idle)),
@@ -160,7 +158,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     let mut names = take_names(&connection, options.machine1).await?;
     let sockets = varlink::serve(&daemon, varlink::passed(), names.contains(&MACHINE1));
     if names.contains(&MACHINE1) {
-        names.extend(systemd1_facade::take_name(&daemon).await);
+        names.extend(take_name(&face).await);
         recover::take_in(&daemon).await;
     }
     daemon.complete.store(true, Ordering::Release);
@@ -170,7 +168,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         &format!("Serving {} with {} machines.", names.join(" and "), daemon.registry().iter().count()),
     );
     if let Ok(address) = std::env::var("NOTIFY_SOCKET") {
-        // Whoever asked to be told and does not listen notices that by himself.
+        // A service manager that does not listen notices that by itself.
         let _ = socket::notify(&address, "READY=1");
     }
     quit.await;
@@ -192,7 +190,7 @@ async fn take_names(connection: &Connection, machine1: Machine1) -> Result<Vec<&
     let wanted = match machine1 {
         Machine1::No => false,
         Machine1::Yes => true,
-        // A service file of systemd's starts nobody there.
+        // A service file of systemd's starts nothing there.
         Machine1::Auto if !crate::host::systemd_runs() => true,
         Machine1::Auto => {
             let activatable = bus.list_activatable_names().await.doing("cannot ask the bus for names")?;
@@ -205,7 +203,7 @@ async fn take_names(connection: &Connection, machine1: Machine1) -> Result<Vec<&
         let reply = connection.request_name_with_flags(*name, flags).await;
         match reply {
             Ok(RequestNameReply::PrimaryOwner | RequestNameReply::AlreadyOwner) => names.push(*name),
-            // Somebody is machined: then we are not.
+            // Another is machined: then we are not.
             _ if *name == MACHINE1 && machine1 == Machine1::Auto => {}
             Err(e) => return Err(e).doing("cannot take a name on the bus"),
             Ok(_) => return Err(format!("'{name}' is owned by another")).doing("cannot take a name on the bus"),

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use crate::spec::{MachineName, MachineSpec, Restart};
+use crate::spec::{MachineName, MachineSpec, Restart, service_unit};
 
 /// The file's name in the directory of drop-ins.
 pub const DROP_IN: &str = "50-machine.conf";
@@ -14,7 +14,7 @@ pub const TEMPLATE: &str = "machinist@.service";
 
 /// The unit of a machine.
 pub fn name(machine: &MachineName) -> String {
-    format!("machinist@{machine}.service")
+    service_unit(machine.as_str())
 }
 
 /// The drop-in of a machine's unit, if there is anything to say.

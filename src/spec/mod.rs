@@ -10,6 +10,7 @@ mod device;
 mod layout;
 mod resources;
 mod rlimits;
+mod unit;
 mod words;
 
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub use device::{Device, Permission};
 pub use layout::{Layout, Scope, UserDirs};
 pub use resources::{Amount, Bound, CpuTime, IoMax, NumberSet, ResourceKey, Resources, Unmet, Weight};
 pub use rlimits::{ProcessLimits, Resource, Rlimit};
+pub use unit::{scope_unit, service_unit};
 pub use words::{GuestPath, Hostname, ImageName, MachineId, MachineName, WordError};
 
 /// Number of ids a machine's user namespace holds unless told otherwise: uid 0 up to `nobody`.

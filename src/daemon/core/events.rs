@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use zruntime::{AsyncIo, Shared};
 
 use super::restart;
-use super::state::Daemon;
+use super::state::{Daemon, Level};
 use crate::plan::limits::Limit;
 use crate::running::state;
 use crate::spec::MachineName;
@@ -23,7 +23,7 @@ use crate::sys::{self, Context as _};
 /// Follows the run directories until the daemon ends.
 pub(crate) async fn follow(daemon: Arc<Daemon>) {
     if let Err(e) = try_follow(&daemon).await {
-        daemon.say(crate::daemon::core::state::Level::Warning, &format!("No events will be told: {e}."));
+        daemon.say(Level::Warning, &format!("No events will be told: {e}."));
     }
 }
 
@@ -42,7 +42,7 @@ async fn try_follow(daemon: &Arc<Daemon>) -> sys::Result<()> {
         fd.readable().await.call(|| "waiting for inotify".into())?;
         if drain(fd.get_ref())? {
             for (name, state, details) in look(daemon, fd.get_ref(), &mut watched, &mut known) {
-                daemon.event(&name, state, &details).await;
+                daemon.event(&name, state, details).await;
             }
         }
     }

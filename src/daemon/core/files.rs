@@ -6,11 +6,12 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::caller::Caller;
+use super::error::{Failure, Outcome};
 use super::inspect::{ask, container};
+use super::machines::{self, Subject};
 use super::registry::Machine;
 use super::state::Daemon;
-use crate::daemon::dbus::call::{Call, Failure, Outcome};
-use crate::daemon::dbus::machine::{self, Subject};
 use crate::enter::files::{self, Direction, Request};
 
 /// How long a machine may take to show where a bind goes.
@@ -19,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The flag that files which are there are replaced; the only one there is.
 const REPLACE: u64 = 1;
 
-/// The arguments of `BindMount`.
+/// What is to be mounted into a machine.
 #[derive(Debug)]
 pub(crate) struct Bind {
     pub(crate) source: String,
@@ -28,7 +29,7 @@ pub(crate) struct Bind {
     pub(crate) mkdir: bool,
 }
 
-/// The arguments of the four copying methods.
+/// What is to be copied.
 #[derive(Debug)]
 pub(crate) struct Copy {
     pub(crate) to: bool,
@@ -55,7 +56,8 @@ fn is_absolute(path: &str) -> bool {
     path.starts_with('/') && matches!(Path::new(path).components().next_back(), Some(Component::Normal(_)))
 }
 
-pub(crate) async fn bind(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, bind: Bind) -> Outcome {
+/// Mounts a directory or a file of the host into a machine.
+pub(crate) async fn bind(daemon: &Daemon, caller: &Caller, subject: &Subject, bind: Bind) -> Outcome {
     let machine = machine(subject, "Bind mounting")?;
     let Bind { source, destination, read_only, mkdir } = bind;
     // Unlike a mount point, what is mounted may be the root.
@@ -66,13 +68,14 @@ pub(crate) async fn bind(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, b
     if !is_normalized(&target) {
         return Err(Failure::invalid_args("Destination path must be absolute and normalized."));
     }
-    machine::authorise(daemon, call, machine, "manage-machines", "bind").await?;
+    machines::authorise(daemon, caller, machine, "manage-machines", "bind").await?;
     let request = Request::Bind(files::Bind { source, target, read_only, make: mkdir });
     ask(daemon, machine, request, Some(PATIENCE)).await?;
-    call.reply(&())
+    Ok(())
 }
 
-pub(crate) async fn copy(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, copy: Copy) -> Outcome {
+/// Copies files into or out of a machine.
+pub(crate) async fn copy(daemon: &Daemon, caller: &Caller, subject: &Subject, copy: Copy) -> Outcome {
     let machine = machine(subject, "Copying files")?;
     let Copy { to, source, destination, flags } = copy;
     if flags & !REPLACE != 0 {
@@ -85,11 +88,11 @@ pub(crate) async fn copy(daemon: &Arc<Daemon>, call: &Call, subject: &Subject, c
     if !is_absolute(&target) {
         return Err(Failure::invalid_args("Destination path must be absolute."));
     }
-    machine::authorise(daemon, call, machine, "manage-machines", if to { "copy-to" } else { "copy-from" }).await?;
+    machines::authorise(daemon, caller, machine, "manage-machines", if to { "copy-to" } else { "copy-from" }).await?;
     let direction = if to { Direction::ToMachine } else { Direction::FromMachine };
     let request = Request::Copy(files::Copy { direction, source, target, replace: flags & REPLACE != 0 });
     ask(daemon, machine, request, None).await?;
-    call.reply(&())
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,21 +6,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
-use zbus::wire::OwnedFd as BusFd;
-
+use super::caller::Caller;
+use super::error::{Failure, Outcome};
+use super::machines::{self, Subject};
 use super::registry::{Class, Machine};
 use super::state::Daemon;
-use crate::daemon::dbus::call::{Call, Failure, Outcome};
-use crate::daemon::dbus::machine::{self, Subject};
-use crate::daemon::dbus::manager::object_path;
-use crate::daemon::dbus::objects::machine_path;
 use crate::enter::files::{self, Answer, InsideError, Request};
 use crate::sys::namespace::{self, Extent, Ids, Kind};
 use crate::sys::netlink::{self, Address};
 use crate::sys::path::RootFd;
 use crate::sys::{self, Context as _, Errno, process};
 use crate::tree::metadata;
+use rustix::fs::{Mode, OFlags};
 
 /// How long a machine may take to show a file of its own.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,9 +47,10 @@ pub(crate) async fn ask(
     Ok(daemon.blocking(move || files::ask(leader.as_ref(), &request, limit)).await??)
 }
 
-pub(crate) async fn addresses(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
-    let found = match subject {
-        Subject::Host => daemon.blocking(|| netlink::addresses(netlink::open()?)).await??,
+/// Its addresses.
+pub(crate) async fn addresses(daemon: &Daemon, subject: &Subject) -> Outcome<Vec<Address>> {
+    match subject {
+        Subject::Host => Ok(daemon.blocking(|| netlink::addresses(netlink::open()?)).await??),
         Subject::Machine(machine) => {
             let machine = container(machine, "Requesting IP address data")?;
             if is_shared(machine, Kind::Net)? {
@@ -60,11 +58,9 @@ pub(crate) async fn addresses(daemon: &Arc<Daemon>, call: &Call, subject: &Subje
                 return Err(Failure::no_private_networking(text));
             }
             let leader = Arc::clone(machine.leader.pidfd());
-            daemon.blocking(move || machine_addresses(&leader)).await??
+            Ok(daemon.blocking(move || machine_addresses(&leader)).await??)
         }
-    };
-    let rows: Vec<(i32, Vec<u8>)> = found.into_iter().map(|a| (i32::from(a.family), a.bytes)).collect();
-    call.reply(&rows)
+    }
 }
 
 /// Whether the machine has no namespace of that kind.
@@ -75,8 +71,8 @@ fn is_shared(machine: &Machine, kind: Kind) -> Outcome<bool> {
 }
 
 /// Fails if the leader has ended, after something was read by its number.
-fn check(machine: &Machine) -> Outcome<()> {
-    if machine.leader.is_alive() { Ok(()) } else { Err(Failure::errno(Errno::ESRCH, "The leader has ended.")) }
+fn check(machine: &Machine) -> Outcome {
+    if machine.leader.is_alive() { Ok(()) } else { Err(Failure::leader_ended()) }
 }
 
 /// Runs in a thread of the pool, which is in the machine only to open a socket.
@@ -85,22 +81,24 @@ fn machine_addresses(leader: &OwnedFd) -> sys::Result<Vec<Address>> {
     process::setns(leader, process::ns::NET)?;
     let socket = netlink::open();
     if process::setns(&own, process::ns::NET).is_err() {
-        // The thread would serve others in there. Whoever watches over the daemon starts another, which knows all.
+        // The thread would serve others in there. The service manager starts another, which knows all.
         process::exit_now(70);
     }
     netlink::addresses(socket?)
 }
 
-pub(crate) fn ssh_info(call: &Call, subject: &Subject) -> Outcome {
+/// Where and with which key ssh reaches it.
+pub(crate) fn ssh_info(subject: &Subject) -> Outcome<(String, String)> {
     match subject {
         Subject::Machine(m) if !m.ssh_address.is_empty() && !m.ssh_key.is_empty() => {
-            call.reply(&(&m.ssh_address, &m.ssh_key))
+            Ok((m.ssh_address.clone(), m.ssh_key.clone()))
         }
         _ => Err(Failure::errno(Errno::ENOENT, "The machine has no SSH address.")),
     }
 }
 
-pub(crate) async fn os_release(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
+/// The variables of its os-release file.
+pub(crate) async fn os_release(daemon: &Daemon, subject: &Subject) -> Outcome<BTreeMap<String, String>> {
     let variables = match subject {
         Subject::Host => daemon.blocking(|| metadata::os_release(&RootFd::open(Path::new("/"))?)).await??,
         Subject::Machine(machine) => {
@@ -114,19 +112,19 @@ pub(crate) async fn os_release(daemon: &Arc<Daemon>, call: &Call, subject: &Subj
     if variables.is_empty() {
         return Err(Failure::failed("Machine does not contain OS release information"));
     }
-    let fields: BTreeMap<String, String> = variables.into_iter().collect();
-    call.reply(&fields)
+    Ok(variables.into_iter().collect())
 }
 
-pub(crate) fn uid_shift(call: &Call, subject: &Subject) -> Outcome {
-    let Subject::Machine(machine) = subject else { return call.reply(&0_u32) };
+/// Where its ids begin on the host.
+pub(crate) fn uid_shift(subject: &Subject) -> Outcome<u32> {
+    let Subject::Machine(machine) = subject else { return Ok(0) };
     if machine.class != Class::Container {
         return Err(Failure::not_supported("UID/GID shift may only be determined for container machines."));
     }
     let maps = [Ids::Users, Ids::Groups].map(|ids| id_map(machine, ids));
     let [users, groups] = maps;
     match (users?.as_slice(), groups?.as_slice()) {
-        ([users @ Extent { inside: 0, .. }], [groups]) if users == groups => call.reply(&users.outside),
+        ([users @ Extent { inside: 0, .. }], [groups]) if users == groups => Ok(users.outside),
         _ => Err(Failure::not_supported(format!(
             "Machine {} uses a complex UID/GID mapping, cannot determine shift",
             machine.name
@@ -140,58 +138,66 @@ fn id_map(machine: &Machine, ids: Ids) -> Outcome<Vec<Extent>> {
     Ok(map?)
 }
 
-pub(crate) async fn root_directory(daemon: &Arc<Daemon>, call: &Call, subject: &Subject) -> Outcome {
-    let fd = match subject {
+/// Its root directory.
+pub(crate) async fn root_directory(daemon: &Daemon, caller: &Caller, subject: &Subject) -> Outcome<OwnedFd> {
+    match subject {
         Subject::Host => {
-            daemon.authorise(call, MANAGE, &[("verb", "open-root-directory")]).await?;
+            daemon.authorise(caller, MANAGE, &[("verb", "open-root-directory")]).await?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::open("/", flags, Mode::empty()).call(|| "open('/')".into())?
+            Ok(rustix::fs::open("/", flags, Mode::empty()).call(|| "open('/')".into())?)
         }
         Subject::Machine(machine) => {
             let machine = container(machine, "Opening the root directory")?;
-            machine::authorise(daemon, call, machine, "manage-machines", "open_root_directory").await?;
+            machines::authorise(daemon, caller, machine, "manage-machines", "open_root_directory").await?;
             let (_, fd) = ask(daemon, machine, Request::Root, Some(PATIENCE)).await?;
-            fd.ok_or_else(|| Failure::errno(Errno::EIO, "The root directory could not be opened."))?
+            fd.ok_or_else(|| Failure::errno(Errno::EIO, "The root directory could not be opened."))
         }
-    };
-    call.reply(&BusFd::from(fd))
+    }
 }
 
 /// What polkit is asked about the host's own root.
 const MANAGE: &str = "org.freedesktop.machine1.manage-machines";
 
 /// Ids below this are the host's own, and of no machine.
-const HOST_IDS: u32 = 0x10000;
+pub(crate) const HOST_IDS: u32 = 0x10000;
 
-pub(crate) fn map_ids(daemon: &Daemon, call: &Call, member: &str) -> Outcome {
-    let ids = if member.ends_with("User") { Ids::Users } else { Ids::Groups };
-    let (word, letter) = if ids == Ids::Users { ("user", 'U') } else { ("group", 'G') };
-    let no_mapping = |text: String| match ids {
+/// What they are called in errors: the word, and the letter before `ID`.
+fn words(ids: Ids) -> (&'static str, char) {
+    if ids == Ids::Users { ("user", 'U') } else { ("group", 'G') }
+}
+
+fn no_mapping(ids: Ids, text: String) -> Failure {
+    match ids {
         Ids::Users => Failure::no_such_user_mapping(text),
         Ids::Groups => Failure::no_such_group_mapping(text),
-    };
-    if member.starts_with("MapFrom") {
-        let (name, id): (String, u32) = call.arguments()?;
-        valid(id, word)?;
-        let machine = daemon.machine(&name)?;
-        let outer = mapping(&machine, ids).iter().find_map(|extent| extent.outward(id));
-        let text = || no_mapping(format!("Machine '{name}' has no matching {word} mappings."));
-        return call.reply(&outer.ok_or_else(text)?);
     }
-    let id: u32 = call.arguments()?;
+}
+
+/// What an id of a machine is on the host.
+pub(crate) fn id_on_host(daemon: &Daemon, name: &str, ids: Ids, id: u32) -> Outcome<u32> {
+    let (word, _) = words(ids);
+    valid(id, word)?;
+    let machine = daemon.machine(name)?;
+    let outer = mapping(&machine, ids).iter().find_map(|extent| extent.outward(id));
+    outer.ok_or_else(|| no_mapping(ids, format!("Machine '{name}' has no matching {word} mappings.")))
+}
+
+/// The machine that an id of the host belongs to, and what it is there.
+pub(crate) fn owner_of_id(daemon: &Daemon, ids: Ids, id: u32) -> Outcome<(Arc<Machine>, u32)> {
+    let (word, letter) = words(ids);
     valid(id, word)?;
     if id < HOST_IDS {
         let subject = if ids == Ids::Users { "User" } else { "Group" };
-        return Err(no_mapping(format!("{subject} {id} belongs to host {letter}ID range")));
+        return Err(no_mapping(ids, format!("{subject} {id} belongs to host {letter}ID range")));
     }
     let machines: Vec<Arc<Machine>> = daemon.registry().iter().cloned().collect();
-    let found = machines.iter().find_map(|m| Some((m, mapping(m, ids).iter().find_map(|e| e.inward(id))?)));
-    let (machine, inner) = found.ok_or_else(|| no_mapping(format!("No matching {word} mapping for {id}.")))?;
-    call.reply(&(&machine.name, object_path(machine_path(&machine.name))?, inner))
+    let found = machines.into_iter().find_map(|m| Some((mapping(&m, ids).iter().find_map(|e| e.inward(id))?, m)));
+    let (inner, machine) = found.ok_or_else(|| no_mapping(ids, format!("No matching {word} mapping for {id}.")))?;
+    Ok((machine, inner))
 }
 
 /// Refuses the two numbers that the kernel takes for "none".
-fn valid(id: u32, word: &str) -> Outcome<()> {
+fn valid(id: u32, word: &str) -> Outcome {
     if id == u32::MAX || id == 0xFFFF {
         return Err(Failure::invalid_args(format!("Invalid {word} ID {id}")));
     }

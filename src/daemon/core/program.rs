@@ -1,6 +1,6 @@
 //! Runs this program again: the daemon itself neither clones nor waits for anything of a machine.
 //!
-//! What a verb does, says and exits with is the same whether somebody typed it or asked for it over the bus.
+//! What a verb does, says and exits with is the same whether it was typed or came over the bus.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -9,9 +9,9 @@ use std::process::{Child, Command, Stdio};
 
 use zruntime::{AsyncIo, Shared};
 
+use super::error::{Failure, Outcome};
 use super::registry::Process;
 use super::state::{Daemon, ended};
-use crate::daemon::dbus::call::{Failure, Outcome};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(crate) struct Finished {
 
 impl Finished {
     /// The failure that it told, without the word in front.
-    pub(crate) fn check(&self) -> Outcome<()> {
+    pub(crate) fn check(&self) -> Outcome {
         if self.status == 0 {
             return Ok(());
         }
@@ -64,6 +64,11 @@ impl Daemon {
             command.env("DBUS_SYSTEM_BUS_ADDRESS", address);
         }
         command
+    }
+
+    /// Starts a machine and comes back when it is ready.
+    pub(crate) async fn start(&self, name: &str) -> Outcome {
+        self.run(&["start", "--", name]).await?.check()
     }
 
     /// Runs a verb with nothing on its standard input and gives what it said.

@@ -4,12 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::register::{add, adopt, micros, monotonic};
 use super::registry::{Class, Machine, NO_CID, Process, payload_group, unit_of};
-use super::state::Daemon;
+use super::state::{Daemon, Level};
 use crate::bus::machine1::SERVICE;
-use crate::daemon::core::state::Level;
-use crate::daemon::dbus::manager::{micros, monotonic};
-use crate::daemon::dbus::systemd1_facade;
 use crate::running::state::{self, State};
 use crate::spec::MachineId;
 
@@ -23,8 +21,8 @@ pub(crate) async fn take_in(daemon: &Arc<Daemon>) {
         if known == Some(machine.leader.pid) {
             continue;
         }
-        systemd1_facade::adopt(daemon, &mut machine);
-        if let Err(failure) = daemon.add(machine).await {
+        adopt(daemon, &mut machine);
+        if let Err(failure) = add(daemon, machine).await {
             daemon.say(Level::Warning, &format!("Cannot take in machine {name}: {}", failure.text));
         }
     }

@@ -1,30 +1,17 @@
 //! Machines whose supervisor was killed: started again, if their definition says so.
 //!
-//! A supervisor starts its own machine again, but nobody can do that for itself. Under a unit the service manager sees to
+//! A supervisor starts its own machine again, but none can do that after its own death. Under a unit the service manager sees to
 //! it; for those that run in the background the state file left behind says what is wanted.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::registry::Process;
-use super::state::{Daemon, ended, lock};
+use super::state::{Daemon, Level, Supervisor, ended, lock};
 use crate::config;
-use crate::daemon::core::state::Level;
 use crate::running::restart::{End, Exit, History, Next};
 use crate::running::state::{self, Phase, State};
-use crate::spec::{MachineName, RestartPolicy};
-
-/// By the machine's name: the supervisor that is watched, and what has happened to those before it.
-pub(crate) type Watched = HashMap<String, Supervisor>;
-
-/// See above.
-#[derive(Debug)]
-pub(crate) struct Supervisor {
-    pid: i32,
-    policy: RestartPolicy,
-    history: History,
-}
+use crate::spec::MachineName;
 
 /// Watches the supervisor of a machine that is to be kept up, unless it is watched already.
 pub(crate) fn watch(daemon: &Arc<Daemon>, name: &MachineName, state: &State) {
@@ -64,7 +51,7 @@ async fn keep_up(daemon: &Daemon, name: &MachineName, supervisor: i32) {
         let exit = Exit::unasked(end);
         let next = match lock(&daemon.kept_up).get_mut(name.as_str()) {
             Some(known) if known.pid == supervisor => known.history.next(name.as_str(), &exit, Instant::now()),
-            // Somebody has started it, and that one is watched.
+            // It was started again meanwhile, and that one is watched.
             _ => return,
         };
         match next {

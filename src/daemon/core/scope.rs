@@ -1,7 +1,7 @@
 //! Units of the host's systemd for machines that are not ours, and what is done instead where there is no systemd.
 //!
-//! `CreateMachine` puts the leader into a scope of its own and answers when systemd is done with that, so that whoever
-//! asked finds the leader in its control group. The scope is held (`AddRef`) as long as the machine is known: its
+//! `CreateMachine` puts the leader into a scope of its own and answers when systemd is done with that, so that the
+//! caller finds the leader in its control group. The scope is held (`AddRef`) as long as the machine is known: its
 //! result can be looked at until then.
 
 use std::sync::Arc;
@@ -9,33 +9,24 @@ use std::time::Duration;
 
 use zbus::wire::{Fd, OwnedVariant, Variant};
 
+use super::error::{Failure, Outcome};
 use super::registry::{Class, Machine, Process, group_of};
-use super::state::Daemon;
+use super::state::{Daemon, lock};
 use crate::bus::systemd1::{Manager, TASKS_MAX};
-use crate::daemon::dbus::call::{Failure, Outcome};
+use crate::spec::scope_unit;
 use crate::sys::{Errno, process};
 
 /// How long systemd may take for the job of a scope. It has limits of its own; this is for one that hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Name of the scope of a machine: every byte that a unit's name cannot have, and `-`, is written `\xNN`.
-fn unit_name(machine: &str) -> String {
-    let mut name = String::from("machine-");
-    for (index, byte) in machine.bytes().enumerate() {
-        match byte {
-            b'.' if index == 0 => name.push_str("\\x2e"),
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b':' | b'_' | b'.' => name.push(char::from(byte)),
-            other => name.push_str(&format!("\\x{other:02x}")),
-        }
-    }
-    name.push_str(".scope");
-    name
-}
+/// Properties of a unit as callers of `CreateMachine` give them, which only systemd understands.
+#[derive(Debug, Default)]
+pub(crate) struct UnitProperties(pub(crate) Vec<(String, OwnedVariant)>);
 
 /// The host's systemd, if there is one; we may own its name ourselves where there is none.
 async fn systemd(daemon: &Daemon) -> Option<Manager<'_>> {
     // Not where we stand in for it ourselves.
-    if daemon.stand_in.served.load(std::sync::atomic::Ordering::Relaxed) {
+    if daemon.stands_in() {
         return None;
     }
     let systemd = Manager::on(&daemon.connection);
@@ -47,14 +38,14 @@ async fn systemd(daemon: &Daemon) -> Option<Manager<'_>> {
 ///
 /// `properties` are the caller's and come last, so that they win. The answer comes when the job is done.
 pub(crate) async fn create(
-    daemon: &Arc<Daemon>,
+    daemon: &Daemon,
     name: &str,
     class: Class,
     leader: &Process,
-    properties: Vec<(String, OwnedVariant)>,
-) -> Outcome<()> {
+    properties: UnitProperties,
+) -> Outcome {
     let Some(systemd) = systemd(daemon).await else { return Ok(()) };
-    let unit = unit_name(name);
+    let unit = scope_unit(name);
     let mut jobs = systemd.jobs(Some(&unit)).await?;
     let kind = match class {
         Class::Container => "Container",
@@ -75,7 +66,7 @@ pub(crate) async fn create(
             ("AddRef", true.into()),
             ("TasksMax", TASKS_MAX.into()),
         ];
-        for (key, value) in &properties {
+        for (key, value) in &properties.0 {
             all.push((key, (**value).try_clone().map_err(Failure::invalid_args)?));
         }
         result = systemd.start_transient(&unit, &all).await.map_err(Failure::from);
@@ -84,7 +75,7 @@ pub(crate) async fn create(
         }
     }
     let job = result?;
-    crate::daemon::core::state::lock(&daemon.units).insert(unit.clone());
+    lock(&daemon.units).insert(unit.clone());
     let waiting = daemon.runtime.timeout(PATIENCE, jobs.end_of(&job)).await;
     let outcome = waiting.ok().and_then(Result::ok).unwrap_or_else(|| "timeout".to_owned());
     if outcome == "done" {
@@ -96,7 +87,7 @@ pub(crate) async fn create(
 
 /// Lets go of a unit that we made.
 async fn release(daemon: &Daemon, unit: &str) {
-    if crate::daemon::core::state::lock(&daemon.units).remove(unit) {
+    if lock(&daemon.units).remove(unit) {
         // It may be gone, and systemd forgets what a connection holds that ends.
         let _ = Manager::on(&daemon.connection).call("UnrefUnit", &unit).await;
     }
@@ -104,7 +95,7 @@ async fn release(daemon: &Daemon, unit: &str) {
 
 /// The machine is no longer known; if its leader has ended, so does what is left in the scope that we made for it.
 pub(crate) async fn forget(daemon: &Daemon, machine: &Machine) {
-    let made = crate::daemon::core::state::lock(&daemon.units).contains(&machine.unit);
+    let made = lock(&daemon.units).contains(&machine.unit);
     if made && !machine.leader.is_alive() {
         let _ = Manager::on(&daemon.connection).call("StopUnit", &(&machine.unit, "fail")).await;
     }
@@ -112,7 +103,7 @@ pub(crate) async fn forget(daemon: &Daemon, machine: &Machine) {
 }
 
 /// Ends a machine at once: its unit if it has one to itself, else its supervisor or its leader.
-pub(crate) async fn terminate(daemon: &Arc<Daemon>, machine: &Machine) -> Outcome<()> {
+pub(crate) async fn terminate(daemon: &Daemon, machine: &Machine) -> Outcome {
     if !machine.unit.is_empty()
         && let Some(systemd) = systemd(daemon).await
     {
@@ -129,7 +120,7 @@ pub(crate) async fn terminate(daemon: &Arc<Daemon>, machine: &Machine) -> Outcom
 }
 
 /// Signals every process of a machine: of its unit, of its PID namespace, or of its control group.
-pub(crate) async fn kill_all(daemon: &Arc<Daemon>, machine: &Arc<Machine>, signal: i32) -> Outcome<()> {
+pub(crate) async fn kill_all(daemon: &Daemon, machine: &Arc<Machine>, signal: i32) -> Outcome {
     if !machine.unit.is_empty()
         && machine.subgroup.is_empty()
         && let Some(systemd) = systemd(daemon).await
@@ -142,7 +133,7 @@ pub(crate) async fn kill_all(daemon: &Arc<Daemon>, machine: &Arc<Machine>, signa
 }
 
 /// The same without systemd.
-fn signal_members(machine: &Machine, signal: i32) -> Outcome<()> {
+fn signal_members(machine: &Machine, signal: i32) -> Outcome {
     let leader = machine.leader.pid;
     let theirs = process::pid_namespace(leader)?;
     let separate = process::pid_namespace(std::process::id().cast_signed())? != theirs;
@@ -184,13 +175,6 @@ fn is_below(group: &str, parent: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn scopes_are_named_as_systemd_does() {
-        assert_eq!(unit_name("web"), "machine-web.scope");
-        assert_eq!(unit_name("my-web.1"), "machine-my\\x2dweb.1.scope");
-        assert_eq!(unit_name(".x"), "machine-\\x2ex.scope");
-    }
 
     #[test]
     fn a_group_is_below_itself_and_its_parents() {

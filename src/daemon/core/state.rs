@@ -1,20 +1,22 @@
 //! What everything in the daemon shares: the machines that are known, and what is going on.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::future::Future;
 use std::os::fd::AsFd as _;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use zbus::{Connection, Message};
+use serde_json::Value;
+use zbus::Connection;
 use zruntime::{AsyncIo, Event, Shared, SharedRuntime};
 
-use super::authority::Credentials;
+use super::caller::Credentials;
+use super::error::{Failure, Outcome};
 use super::registry::{HOST, Machine, Process, Registry};
-use super::{journal, restart, scope};
-use crate::daemon::dbus::call::{Failure, Outcome};
-use crate::daemon::dbus::{manager, objects, systemd1_facade};
-use crate::spec::Layout;
+use crate::running::restart::History;
+use crate::spec::{Layout, MachineName, RestartPolicy};
 
 /// How much is said; the words of `syslog(3)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +68,6 @@ pub(crate) struct Daemon {
     pub(crate) connection: Connection,
     pub(crate) runtime: SharedRuntime,
     pub(crate) registry: Mutex<Registry>,
-    pub(crate) listed: Mutex<manager::Listed>,
     pub(crate) callers: Mutex<HashMap<String, Credentials>>,
     /// Limit of open files that we were started with, if we have another by now.
     pub(crate) file_limit: Option<u64>,
@@ -76,13 +77,49 @@ pub(crate) struct Daemon {
     pub(crate) last_call: Mutex<Instant>,
     pub(crate) read_group: Option<u32>,
     pub(crate) operations: AtomicUsize,
-    pub(crate) stand_in: systemd1_facade::Units,
-    pub(crate) kept_up: Mutex<restart::Watched>,
+    pub(crate) stand_in: StandIn,
+    /// By the machine's name: the supervisor that is watched, and what has happened to those before it.
+    pub(crate) kept_up: Mutex<HashMap<String, Supervisor>>,
     /// Whether every machine that there is has been found; calls wait for that.
     pub(crate) complete: AtomicBool,
     pub(crate) completed: Event,
     pub(crate) say: fn(u8, &str),
+    /// Tells all who listen on the bus.
+    pub(crate) announce: Announce,
     pub(crate) quit: Event,
+}
+
+/// What all who listen on the bus are told.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum News {
+    /// A machine has been registered.
+    Added(String),
+    /// A machine has gone.
+    Removed(String),
+    /// What has happened to a machine of ours, or to all definitions, with the details.
+    Event { machine: String, event: &'static str, details: Value },
+}
+
+/// Tells the news; done when they are on their way, so that they come before the reply to whoever caused them.
+pub(crate) type Announce = Box<dyn Fn(News) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// What is known of units where we stand in for systemd.
+#[derive(Debug, Default)]
+pub(crate) struct StandIn {
+    /// Whether systemd's name is ours.
+    pub(crate) served: AtomicBool,
+    /// Number of the last job.
+    pub(crate) jobs: AtomicU32,
+    /// Machines that could not be started.
+    pub(crate) failed: Mutex<BTreeSet<MachineName>>,
+}
+
+/// A supervisor that is replaced when it is killed.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    pub(crate) pid: i32,
+    pub(crate) policy: RestartPolicy,
+    pub(crate) history: History,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -114,13 +151,14 @@ impl Daemon {
         }
     }
 
-    /// Says that a machine has come or gone, to the journal in its own words if there is one.
-    pub(crate) fn tell(&self, machine: &Machine, started: bool) {
-        let known = journal::machine(&self.layout, machine, started);
-        // Once is enough where the journal reads what we say, too.
-        let level = if known && std::env::var_os("JOURNAL_STREAM").is_some() { Level::Debug } else { Level::Info };
-        let name = &machine.name;
-        self.say(level, &if started { format!("New machine {name}.") } else { format!("Machine {name} terminated.") });
+    /// Whether we stand in for systemd.
+    pub(crate) fn stands_in(&self) -> bool {
+        self.stand_in.served.load(Ordering::Relaxed)
+    }
+
+    /// Tells all who listen what happened to a machine, or to all definitions.
+    pub(crate) async fn event(&self, machine: &str, event: &'static str, details: Value) {
+        (self.announce)(News::Event { machine: machine.to_owned(), event, details }).await;
     }
 
     /// Whether a machine of that name is there, the host included.
@@ -154,58 +192,6 @@ impl Daemon {
         let result = zruntime::unblock(work).await;
         self.operations.fetch_sub(1, Ordering::Relaxed);
         Ok(result)
-    }
-
-    /// Sends a signal; a bus that is gone ends the daemon elsewhere.
-    pub(crate) async fn emit(&self, message: zbus::Result<Message>) {
-        if let Ok(message) = message {
-            let _ = self.connection.send(&message).await;
-        }
-    }
-
-    /// Takes a machine in, tells everybody, and waits for its end beside.
-    pub(crate) async fn add(self: &Arc<Self>, machine: Machine) -> Outcome<Arc<Machine>> {
-        let known = self.registry().get(&machine.name).map(|m| m.leader.pid);
-        // Its supervisor may register what we found ourselves when we began.
-        let again = known == Some(machine.leader.pid);
-        if known.is_some() && !again {
-            return Err(Failure::machine_exists(format!("Machine '{}' already exists", machine.name)));
-        }
-        let machine = self.registry().add(machine)?;
-        self.watch(&machine);
-        if again {
-            return Ok(machine);
-        }
-        self.tell(&machine, true);
-        self.emit(objects::machine_signal("MachineNew", &machine.name)).await;
-        Ok(machine)
-    }
-
-    /// Forgets a machine and tells everybody.
-    pub(crate) async fn remove(&self, name: &str) {
-        let removed = self.registry().remove(name);
-        if let Some(machine) = removed {
-            self.tell(&machine, false);
-            self.emit(objects::machine_signal("MachineRemoved", name)).await;
-            scope::forget(self, &machine).await;
-        }
-    }
-
-    /// Removes the machine when its leader ends.
-    pub(crate) fn watch(self: &Arc<Self>, machine: &Arc<Machine>) {
-        let (daemon, name, leader) = (Arc::clone(self), machine.name.clone(), machine.leader.clone());
-        let task = self.runtime.spawn("leader", async move {
-            if let Err(e) = ended(&daemon.runtime, &leader).await {
-                daemon.say(Level::Warning, &format!("Cannot wait for the end of machine {name}: {e}."));
-                return;
-            }
-            // Another machine may have taken the name since.
-            let same = daemon.registry().get(&name).is_some_and(|m| Arc::ptr_eq(m.leader.pidfd(), leader.pidfd()));
-            if same {
-                daemon.remove(&name).await;
-            }
-        });
-        task.detach();
     }
 }
 

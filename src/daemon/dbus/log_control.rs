@@ -1,11 +1,8 @@
 //! `org.freedesktop.LogControl1`: how much the daemon says, and that it says it on standard error.
 
-use std::sync::Arc;
-
 use zbus::wire::{OwnedVariant, Variant};
 
-use super::call::{Call, Failure, Outcome};
-use super::objects::Properties;
+use super::call::{Answer, Call, Properties, Refusal};
 use crate::daemon::core::state::{Daemon, Level};
 
 pub(crate) fn properties(daemon: &Daemon) -> Properties {
@@ -16,13 +13,13 @@ pub(crate) fn properties(daemon: &Daemon) -> Properties {
     ]
 }
 
-pub(crate) async fn set(daemon: &Arc<Daemon>, call: &Call, name: &str, value: &OwnedVariant) -> Outcome {
-    let word = <&str>::try_from(&**value).map_err(Failure::invalid_args)?;
-    let invalid = || Failure::invalid_args(format!("Invalid value '{word}' of property '{name}'."));
+pub(crate) async fn set(daemon: &Daemon, call: &Call, name: &str, value: &OwnedVariant) -> Answer {
+    let word = <&str>::try_from(&**value).map_err(Refusal::invalid_args)?;
+    let invalid = || Refusal::invalid_args(format!("Invalid value '{word}' of property '{name}'."));
     match name {
         "LogLevel" => {
             let level = Level::parse(word).ok_or_else(invalid)?;
-            daemon.require_root(call).await?;
+            daemon.require_root(&call.caller(), "Set").await?;
             daemon.set_level(level);
             call.reply(&())
         }
@@ -31,10 +28,10 @@ pub(crate) async fn set(daemon: &Arc<Daemon>, call: &Call, name: &str, value: &O
             if !["console", "auto", "journal"].contains(&word) {
                 return Err(invalid());
             }
-            daemon.require_root(call).await?;
+            daemon.require_root(&call.caller(), "Set").await?;
             call.reply(&())
         }
-        "SyslogIdentifier" => Err(Failure::read_only(format!("Property '{name}' is not writable."))),
-        _ => Err(Failure::unknown_property(format!("Unknown property or interface '{name}'."))),
+        "SyslogIdentifier" => Err(Refusal::read_only(format!("Property '{name}' is not writable."))),
+        _ => Err(Refusal::unknown_property(format!("Unknown property or interface '{name}'."))),
     }
 }

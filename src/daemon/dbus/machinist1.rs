@@ -3,19 +3,18 @@
 //! What is asked for is done by this program's own verbs ([`crate::daemon::core::program`]), so that a machine that is started over
 //! the bus is no other than one that was started by hand, and errors are the same to the letter.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use serde_json::Value;
-use zbus::Message;
 use zbus::wire::Variant;
 
-use super::call::{Call, Failure, Outcome};
-use super::interface::OWN_MANAGER;
-use super::objects::{self, OWN_PATH, Properties};
+use super::call::{Answer, Call, Properties};
+use super::face::to_dictionary;
 use crate::config;
+use crate::daemon::core::error::{Failure, Outcome};
 use crate::daemon::core::registry::Process;
 use crate::daemon::core::state::Daemon;
 use crate::running::state::{self, State, Statistics};
@@ -55,42 +54,21 @@ fn find(daemon: &Daemon, text: &str) -> Outcome<Value> {
     Ok(serde_json::json!({ "name": text, "state": "stopped", "definition": path }))
 }
 
-/// JSON as the bus has it; what is null is left out.
-fn to_variant(value: &Value) -> Option<Variant<'static>> {
-    Some(match value {
-        Value::Null => return None,
-        Value::Bool(flag) => Variant::from(*flag),
-        Value::Number(number) => match (number.as_u64(), number.as_i64()) {
-            (Some(number), _) => Variant::from(number),
-            (None, Some(number)) => Variant::from(number),
-            (None, None) => Variant::from(number.as_f64().unwrap_or_default()),
-        },
-        Value::String(text) => Variant::from(text.clone()),
-        Value::Array(list) => Variant::from(list.iter().filter_map(to_variant).collect::<Vec<_>>()),
-        Value::Object(_) => Variant::from(to_dictionary(value)),
-    })
-}
-
-fn to_dictionary(value: &Value) -> BTreeMap<String, Variant<'static>> {
-    let entries = value.as_object().into_iter().flatten();
-    entries.filter_map(|(key, value)| Some((key.clone(), to_variant(value)?))).collect()
-}
-
 pub(crate) fn manager_properties() -> Properties {
     vec![("Version", Variant::from(env!("CARGO_PKG_VERSION")))]
 }
 
-pub(crate) fn machine_properties(daemon: &Daemon, name: &str) -> Outcome<Properties> {
+pub(crate) fn machine_properties(daemon: &Daemon, name: &str) -> Answer<Properties> {
     let machine = find(daemon, name)?;
     let text = |key: &str| Variant::from(machine[key].as_str().unwrap_or_default().to_owned());
     Ok(vec![("Name", text("name")), ("State", text("state")), ("Definition", text("definition"))])
 }
 
-pub(crate) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
+pub(crate) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Answer {
     match member {
         "ListMachines" => {
             let all: bool = call.arguments()?;
-            daemon.authorise(call, INSPECT, &[("verb", "list")]).await?;
+            daemon.authorise(&call.caller(), INSPECT, &[("verb", "list")]).await?;
             list(daemon, call, all)
         }
         "GetMachine" => get(daemon, call, &call.arguments::<String>()?).await,
@@ -108,7 +86,7 @@ pub(crate) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str
             set_limits(daemon, call, &name, &settings, save).await
         }
         "Reload" => {
-            daemon.authorise(call, MANAGE, &[("verb", "reload")]).await?;
+            daemon.authorise(&call.caller(), MANAGE, &[("verb", "reload")]).await?;
             reload(daemon, call).await
         }
         "Exec" => {
@@ -117,11 +95,11 @@ pub(crate) async fn manager_call(daemon: &Arc<Daemon>, call: &Call, member: &str
             let wanted = Exec { user, command, environment, directory, timeout };
             exec(daemon, call, &name, wanted, files).await
         }
-        _ => Err(objects::unknown_method(call)),
+        _ => Err(call.unknown_method()),
     }
 }
 
-pub(crate) async fn machine_call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Outcome {
+pub(crate) async fn machine_call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Answer {
     match member {
         "Get" => get(daemon, call, name).await,
         "GetStatistics" => {
@@ -142,11 +120,11 @@ pub(crate) async fn machine_call(daemon: &Arc<Daemon>, call: &Call, member: &str
             let wanted = Exec { user, command, environment, directory, timeout };
             exec(daemon, call, name, wanted, files).await
         }
-        _ => Err(objects::unknown_method(call)),
+        _ => Err(call.unknown_method()),
     }
 }
 
-fn list(daemon: &Daemon, call: &Call, all: bool) -> Outcome {
+fn list(daemon: &Daemon, call: &Call, all: bool) -> Answer {
     let names = names(daemon);
     let states = names.iter().map(|name| (name, MachineName::parse(name).ok().and_then(|n| read(daemon, &n))));
     let shown = states.filter(|(_, state)| all || state.is_some());
@@ -154,9 +132,9 @@ fn list(daemon: &Daemon, call: &Call, all: bool) -> Outcome {
     call.reply(&rows)
 }
 
-async fn get(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
+async fn get(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Answer {
     let machine = find(daemon, name)?;
-    daemon.authorise(call, INSPECT, &[("machine", name), ("verb", "status")]).await?;
+    daemon.authorise(&call.caller(), INSPECT, &[("machine", name), ("verb", "status")]).await?;
     call.reply(&to_dictionary(&machine))
 }
 
@@ -166,14 +144,14 @@ fn json(statistics: &Statistics) -> Value {
 
 /// What these machines use, or all that run if none is named. It is asked for every second by some, so there is one
 /// question to polkit at most.
-async fn statistics(daemon: &Arc<Daemon>, call: &Call, wanted: Vec<String>) -> Outcome {
+async fn statistics(daemon: &Arc<Daemon>, call: &Call, wanted: Vec<String>) -> Answer {
     let states: Vec<State> = match wanted.as_slice() {
         [] => state::names(&daemon.layout).iter().filter_map(|name| read(daemon, name)).collect(),
         names => names.iter().map(|name| running(daemon, name)).collect::<Outcome<_>>()?,
     };
     match wanted.as_slice() {
         [name] => authorise(daemon, call, name, INSPECT, "stats").await?,
-        _ => daemon.authorise(call, INSPECT, &[("verb", "stats")]).await?,
+        _ => daemon.authorise(&call.caller(), INSPECT, &[("verb", "stats")]).await?,
     }
     let rows: Vec<_> = states.iter().map(|state| to_dictionary(&json(&state.statistics()))).collect();
     call.reply(&rows)
@@ -185,23 +163,23 @@ fn running(daemon: &Daemon, name: &str) -> Outcome<State> {
     read(daemon, &parsed).ok_or_else(|| Failure::failed(format!("machine '{name}' is not running")))
 }
 
-async fn authorise(daemon: &Arc<Daemon>, call: &Call, name: &str, action: &str, verb: &str) -> Outcome<()> {
-    daemon.authorise(call, action, &[("machine", name), ("verb", verb)]).await
+async fn authorise(daemon: &Arc<Daemon>, call: &Call, name: &str, action: &str, verb: &str) -> Outcome {
+    daemon.authorise(&call.caller(), action, &[("machine", name), ("verb", verb)]).await
 }
 
-async fn start(daemon: &Arc<Daemon>, call: &Call, name: &str, verb: &[&str]) -> Outcome {
+async fn start(daemon: &Arc<Daemon>, call: &Call, name: &str, verb: &[&str]) -> Answer {
     // A name and nothing else: this program takes files, too.
     MachineName::parse(name).map_err(Failure::invalid_args)?;
     if !exists(daemon, name) {
         let error = config::load(&daemon.layout, name).err().map(|e| e.render(false)).unwrap_or_default();
-        return Err(Failure::invalid_args(error.trim_start_matches("error: ").trim_end()));
+        return Err(Failure::invalid_args(error.trim_start_matches("error: ").trim_end()).into());
     }
     authorise(daemon, call, name, MANAGE, "start").await?;
     daemon.run(&[verb, &["--", name]].concat()).await?.check()?;
     call.reply(&())
 }
 
-async fn stop(daemon: &Arc<Daemon>, call: &Call, name: &str, timeout: u64) -> Outcome {
+async fn stop(daemon: &Arc<Daemon>, call: &Call, name: &str, timeout: u64) -> Answer {
     running(daemon, name)?;
     authorise(daemon, call, name, MANAGE, "stop").await?;
     let mut arguments = vec!["stop".to_owned()];
@@ -215,7 +193,7 @@ async fn stop(daemon: &Arc<Daemon>, call: &Call, name: &str, timeout: u64) -> Ou
     call.reply(&remark(&finished.said))
 }
 
-async fn restart(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
+async fn restart(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Answer {
     running(daemon, name)?;
     authorise(daemon, call, name, MANAGE, "restart").await?;
     let finished = daemon.run(&["reboot", "--", name]).await?;
@@ -224,7 +202,7 @@ async fn restart(daemon: &Arc<Daemon>, call: &Call, name: &str) -> Outcome {
 }
 
 /// Changes limits and gives what was done, in words, a line each.
-async fn set_limits(daemon: &Arc<Daemon>, call: &Call, name: &str, settings: &[String], save: bool) -> Outcome {
+async fn set_limits(daemon: &Arc<Daemon>, call: &Call, name: &str, settings: &[String], save: bool) -> Answer {
     if save {
         MachineName::parse(name).map_err(Failure::invalid_args)?;
     } else {
@@ -245,7 +223,7 @@ fn remark(said: &str) -> String {
 }
 
 /// Checks every definition and says which are wrong. Nothing is kept of them that could be stale.
-async fn reload(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
+async fn reload(daemon: &Arc<Daemon>, call: &Call) -> Answer {
     let layout = daemon.layout.clone();
     let problems: Vec<(String, String)> = daemon
         .blocking(move || {
@@ -254,7 +232,7 @@ async fn reload(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
             names.filter_map(check).collect()
         })
         .await?;
-    daemon.event("", "reloaded", &Value::Null).await;
+    daemon.event("", "reloaded", Value::Null).await;
     call.reply(&problems)
 }
 
@@ -286,40 +264,27 @@ impl Exec {
     }
 }
 
-async fn exec(daemon: &Arc<Daemon>, call: &Call, name: &str, wanted: Exec, files: Vec<zbus::wire::OwnedFd>) -> Outcome {
+async fn exec(daemon: &Arc<Daemon>, call: &Call, name: &str, wanted: Exec, files: Vec<zbus::wire::OwnedFd>) -> Answer {
     let machine = find(daemon, name)?;
     if wanted.command.first().is_none_or(String::is_empty) {
-        return Err(Failure::invalid_args("No command given"));
+        return Err(Failure::invalid_args("No command given").into());
     }
     let files: Vec<OwnedFd> = files.into_iter().map(OwnedFd::from).collect();
     let files: [OwnedFd; 3] = files
         .try_into()
         .map_err(|_| Failure::invalid_args("Three files are needed: standard input, output and error"))?;
     if machine["leader"].is_null() {
-        return Err(Failure::failed(format!("machine '{name}' is not running")));
+        return Err(Failure::failed(format!("machine '{name}' is not running")).into());
     }
     let command_line = wanted.command.join(" ");
     let details = [("machine", name), ("user", wanted.user.as_str()), ("command_line", command_line.as_str())];
-    daemon.authorise(call, EXEC, &details).await?;
+    daemon.authorise(&call.caller(), EXEC, &details).await?;
     // Its root would be root of the host.
     if machine["ids"].is_null() {
-        daemon.require_root(call).await?;
+        daemon.require_root(&call.caller(), "Exec").await?;
     }
-    let caller = daemon.credentials(call).await?;
+    let caller = daemon.credentials(&call.caller()).await?;
     let arguments = wanted.arguments(name);
     let finished = daemon.run_for(arguments, files, Process::open(caller.pid).ok()).await?;
     call.reply(&finished.status)
-}
-
-impl Daemon {
-    /// Starts a machine and comes back when it is ready.
-    pub(crate) async fn start(&self, name: &str) -> Outcome<()> {
-        self.run(&["start", "--", name]).await?.check()
-    }
-
-    /// Tells what happened to everybody who listens.
-    pub(crate) async fn event(&self, machine: &str, event: &str, details: &Value) {
-        let body = (machine, event, to_dictionary(details));
-        self.emit(Message::signal(OWN_PATH, OWN_MANAGER.name, "Event").build(&body)).await;
-    }
 }

@@ -1,11 +1,6 @@
 //! The small part of `org.freedesktop.systemd1` that clients of machined use, on hosts where systemd does not run:
 //! `machinectl start`, `enable` and `status` ask it and not machine1.
-//!
-//! The only units are those of our machines, `machinist@NAME.service`; `systemd-nspawn@NAME.service`, which machinectl
-//! makes of a machine's name, is another word for it. Enabled means a link in [`Layout::autostart`], which the scripts
-//! for OpenRC and sysvinit start at boot.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -16,35 +11,30 @@ use zbus::fdo::{RequestNameFlags, RequestNameReply};
 use zbus::wire::{OwnedObjectPath, Variant};
 use zruntime::Event;
 
-use super::call::{Call, Failure, Outcome};
+use super::call::{Answer, Call, Properties};
+use super::face::Face;
 use super::interface::SYSTEMD;
-use super::manager::object_path;
-use super::objects::{self, Properties, escape};
-use crate::config::definition;
-use crate::daemon::core::registry::Machine;
-use crate::daemon::core::state::Level;
-use crate::daemon::core::state::{Daemon, lock};
-use crate::running::autostart;
-use crate::running::state::{self, Phase, State};
-use crate::spec::{Layout, MachineName};
-use crate::{cgroup, config, host};
+use super::machine::{self, Request};
+use super::paths;
+use crate::daemon::core::error::{Failure, Outcome};
+use crate::daemon::core::state::{Daemon, Level, lock};
+use crate::daemon::core::units::{self, Job, Unit};
+use crate::spec::MachineName;
+use crate::{cgroup, host};
 
 /// The name that is taken.
 const SYSTEMD1: &str = "org.freedesktop.systemd1";
-/// Path of systemd's manager.
-pub(crate) const SYSTEMD_PATH: &str = "/org/freedesktop/systemd1";
-/// Below it, all units.
-pub(crate) const UNITS: &str = "/org/freedesktop/systemd1/unit";
 
 /// A failure so soon is answered with its cause; a later one only ends the job.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Takes systemd's name where it does not run and nobody else stands in for it.
-pub(crate) async fn take_name(daemon: &Daemon) -> Option<&'static str> {
+/// Takes systemd's name where it does not run and nothing else stands in for it.
+pub(crate) async fn take_name(face: &Face) -> Option<&'static str> {
     if host::systemd_runs() {
         return None;
     }
-    let reply = daemon.connection.request_name_with_flags(SYSTEMD1, RequestNameFlags::DO_NOT_QUEUE).await;
+    let daemon = &face.daemon;
+    let reply = face.connection.request_name_with_flags(SYSTEMD1, RequestNameFlags::DO_NOT_QUEUE).await;
     if matches!(reply, Ok(RequestNameReply::PrimaryOwner | RequestNameReply::AlreadyOwner)) {
         daemon.stand_in.served.store(true, Ordering::Relaxed);
         return Some(SYSTEMD1);
@@ -52,109 +42,6 @@ pub(crate) async fn take_name(daemon: &Daemon) -> Option<&'static str> {
     let text = "Cannot own org.freedesktop.systemd1, so machinectl cannot start and enable machines here.";
     daemon.say(Level::Warning, text);
     None
-}
-
-/// The unit of a machine of ours that has none of systemd's.
-pub(crate) fn unit_name(machine: &str) -> String {
-    format!("machinist@{machine}.service")
-}
-
-/// The machine that a unit's name stands for.
-pub(crate) fn instance(unit: &str) -> Option<MachineName> {
-    let name = unit.strip_suffix(".service")?;
-    let name = name.strip_prefix("machinist@").or_else(|| name.strip_prefix("systemd-nspawn@"))?;
-    MachineName::parse(name).ok().or_else(|| MachineName::parse(&unescape(name)?).ok())
-}
-
-/// Undoes `systemd-escape(1)`: machinectl writes a machine's name as it is, others escape its hyphens.
-fn unescape(text: &str) -> Option<String> {
-    let mut result = String::new();
-    let mut parts = text.split("\\x");
-    result.push_str(parts.next()?);
-    for part in parts {
-        result.push(char::from(u8::from_str_radix(part.get(..2)?, 16).ok()?));
-        result.push_str(&part[2..]);
-    }
-    Some(result)
-}
-
-fn unit_path(unit: &str) -> Outcome<OwnedObjectPath> {
-    object_path(format!("{UNITS}/{}", escape(unit)))
-}
-
-fn no_such_unit(text: impl std::fmt::Display) -> Failure {
-    Failure { name: "org.freedesktop.systemd1.NoSuchUnit".into(), text: text.to_string() }
-}
-
-/// What is known of a unit.
-struct Unit {
-    name: MachineName,
-    definition: Option<PathBuf>,
-    state: Option<State>,
-}
-
-impl Unit {
-    /// Looks for the machine; there need not be one.
-    fn look(daemon: &Daemon, name: MachineName) -> Self {
-        let state = state::read(&daemon.layout, &name).ok().flatten();
-        Self { definition: definition(&daemon.layout, &name), state, name }
-    }
-
-    /// The same by a unit's name.
-    fn find(daemon: &Daemon, unit: &str) -> Option<Self> {
-        let found = Self::look(daemon, instance(unit)?);
-        (found.definition.is_some() || found.state.is_some()).then_some(found)
-    }
-
-    /// Or an error that says so.
-    fn get(daemon: &Daemon, unit: &str) -> Outcome<Self> {
-        Self::find(daemon, unit).ok_or_else(|| no_such_unit(format!("Unit {unit} not found.")))
-    }
-
-    fn id(&self) -> String {
-        unit_name(self.name.as_str())
-    }
-
-    fn description(&self) -> String {
-        format!("Machine {}", self.name)
-    }
-
-    /// `ActiveState` and `SubState`.
-    fn active(&self, daemon: &Daemon) -> (&'static str, &'static str) {
-        match self.state.as_ref().map(|state| state.phase) {
-            Some(Phase::Starting) => ("activating", "start"),
-            Some(Phase::Running) => ("active", "running"),
-            Some(Phase::Restarting) => ("activating", "auto-restart"),
-            Some(Phase::Stopping) => ("deactivating", "stop-sigterm"),
-            None if lock(&daemon.stand_in.failed).contains(&self.name) => ("failed", "failed"),
-            None => ("inactive", "dead"),
-        }
-    }
-
-    fn file_state(&self, layout: &Layout) -> &'static str {
-        let linked = |until_reboot| autostart::link(layout, &self.name, until_reboot).symlink_metadata().is_ok();
-        match &self.definition {
-            None => "",
-            Some(_) if linked(false) => "enabled",
-            Some(_) if linked(true) => "enabled-runtime",
-            Some(_) => "disabled",
-        }
-    }
-}
-
-/// What the facade remembers.
-#[derive(Debug, Default)]
-pub(crate) struct Units {
-    /// Whether the name is ours.
-    pub(crate) served: std::sync::atomic::AtomicBool,
-    jobs: std::sync::atomic::AtomicU32,
-    pub(crate) failed: Mutex<BTreeSet<MachineName>>,
-}
-
-/// A path of the host's control groups as the hierarchy has it.
-fn in_hierarchy(path: &Path) -> String {
-    let below = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].iter().find_map(|mount| path.strip_prefix(mount).ok());
-    below.map_or_else(String::new, |path| format!("/{}", path.display()))
 }
 
 pub(crate) fn properties() -> Properties {
@@ -169,9 +56,9 @@ pub(crate) fn properties() -> Properties {
 }
 
 /// All of a unit, of both its interfaces.
-pub(crate) fn unit_properties(daemon: &Daemon, name: &str) -> Outcome<Properties> {
+pub(crate) fn unit_properties(daemon: &Daemon, name: &str) -> Answer<Properties> {
     let Some(unit) = Unit::find(daemon, name) else {
-        // As systemd does: whoever asks reads that it is not there.
+        // As systemd does: it says that the unit is not there.
         return Ok(vec![
             ("Id", Variant::from(name.to_owned())),
             ("Names", Variant::from(vec![name.to_owned()])),
@@ -208,55 +95,42 @@ pub(crate) fn unit_properties(daemon: &Daemon, name: &str) -> Outcome<Properties
         ("NeedDaemonReload", Variant::from(false)),
         ("CanStart", Variant::from(true)),
         ("CanStop", Variant::from(true)),
-        ("Job", Variant::from((0_u32, object_path("/".into())?))),
+        ("Job", Variant::from((0_u32, paths::object_path("/".into())?))),
         ("Type", Variant::from("notify")),
         ("Result", Variant::from(if active == "failed" { "exit-code" } else { "success" })),
         ("MainPID", Variant::from(state.map_or(0, |s| s.supervisor.unsigned_abs()))),
         ("StatusText", Variant::from(state.and_then(|s| s.status.clone()).unwrap_or_default())),
-        ("ControlGroup", Variant::from(state.map_or_else(String::new, |s| in_hierarchy(&s.cgroup)))),
+        ("ControlGroup", Variant::from(state.map_or_else(String::new, |s| units::in_hierarchy(&s.cgroup)))),
         ("Slice", Variant::from("-.slice")),
         ("Delegate", Variant::from(true)),
     ])
 }
 
 /// Methods of systemd's manager.
-pub(crate) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Outcome {
+pub(crate) async fn call(face: &Arc<Face>, call: &Call, member: &str) -> Answer {
+    let daemon = &face.daemon;
     match member {
         // Signals go to everybody, and units are read when they are asked for.
         "Subscribe" | "Unsubscribe" => call.reply(&()),
-        "Reload" => {
-            daemon.authorise(call, "org.freedesktop.systemd1.reload-daemon", &[]).await?;
-            call.reply(&())
-        }
+        "Reload" => call.reply(&units::reload(daemon, &call.caller()).await?),
         "GetUnit" => {
             let name: String = call.arguments()?;
             let unit = Unit::find(daemon, &name).filter(|unit| unit.state.is_some());
-            let unit = unit.ok_or_else(|| no_such_unit(format!("Unit {name} not loaded.")))?;
-            call.reply(&unit_path(&unit.id())?)
+            let unit = unit.ok_or_else(|| Failure::no_such_unit(format!("Unit {name} not loaded.")))?;
+            call.reply(&paths::unit(&unit.id())?)
         }
         "LoadUnit" => {
             let name: String = call.arguments()?;
-            call.reply(&unit_path(&Unit::find(daemon, &name).map_or(name, |unit| unit.id()))?)
+            call.reply(&paths::unit(&Unit::find(daemon, &name).map_or(name, |unit| unit.id()))?)
         }
         "GetUnitByPID" => {
-            let pid: u32 = call.arguments()?;
-            let pid = match i32::try_from(pid) {
-                Ok(0) => daemon.process_of(call).await?,
-                Ok(pid) => pid,
-                Err(_) => return Err(Failure::invalid_args(format!("Invalid PID {pid}"))),
-            };
-            let unit = daemon.registry().of_process(pid).map(|m| m.unit.clone()).filter(|unit| !unit.is_empty());
-            let unit = unit.ok_or_else(|| Failure {
-                name: "org.freedesktop.systemd1.NoUnitForPID".into(),
-                text: format!("PID {pid} does not belong to any loaded unit."),
-            })?;
-            call.reply(&unit_path(&unit)?)
+            call.reply(&paths::unit(&units::of_process(daemon, &call.caller(), call.arguments()?).await?)?)
         }
-        "GetUnitProcesses" => processes(daemon, call, &call.arguments::<String>()?),
+        "GetUnitProcesses" => call.reply(&units::processes(daemon, &call.arguments::<String>()?)?),
         "ListUnits" => call.reply(&rows(daemon, |_| true)?),
         "ListUnitsByNames" => {
             let names: Vec<String> = call.arguments()?;
-            let wanted: Vec<MachineName> = names.iter().filter_map(|name| instance(name)).collect();
+            let wanted: Vec<MachineName> = names.iter().filter_map(|name| units::instance(name)).collect();
             call.reply(&rows(daemon, |unit| wanted.contains(&unit.name))?)
         }
         "ListUnitsByPatterns" => {
@@ -273,45 +147,47 @@ pub(crate) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Out
         }
         "StartUnit" | "StopUnit" | "RestartUnit" => {
             let (name, _mode): (String, String) = call.arguments()?;
-            let kind = member.trim_end_matches("Unit");
-            job(daemon, call, kind, &name).await
+            job(face, call, member.trim_end_matches("Unit"), &name).await
         }
         "KillUnit" => {
             let (name, whom, signal): (String, String, i32) = call.arguments()?;
             let unit = Unit::get(daemon, &name)?;
             let whom = if whom == "main" { "supervisor".to_owned() } else { whom };
-            super::machine::serve(daemon, call, unit.name.as_str(), super::machine::Request::Kill { whom, signal })
-                .await
+            machine::serve(daemon, call, unit.name.as_str(), Request::Kill { whom, signal }).await
         }
         "ResetFailedUnit" => {
-            let unit = Unit::get(daemon, &call.arguments::<String>()?)?;
-            manage(daemon, call, "units", &unit.id(), "reset-failed").await?;
-            lock(&daemon.stand_in.failed).remove(&unit.name);
-            call.reply(&())
+            call.reply(&units::reset_failed(daemon, &call.caller(), &call.arguments::<String>()?).await?)
         }
         "GetUnitFileState" => {
             let unit = Unit::get(daemon, &call.arguments::<String>()?)?;
             call.reply(&unit.file_state(&daemon.layout))
         }
-        "EnableUnitFiles" => enable(daemon, call).await,
-        "DisableUnitFiles" => disable(daemon, call).await,
-        _ => Err(objects::unknown_method(call)),
+        "EnableUnitFiles" => {
+            let (files, until_reboot, _force): (Vec<String>, bool, bool) = call.arguments()?;
+            let links = units::enable(daemon, &call.caller(), &files, until_reboot).await?;
+            call.reply(&(true, links.iter().map(|(link, to)| change("symlink", link, to)).collect::<Vec<_>>()))
+        }
+        "DisableUnitFiles" => {
+            let (files, until_reboot): (Vec<String>, bool) = call.arguments()?;
+            let links = units::disable(daemon, &call.caller(), &files, until_reboot).await?;
+            call.reply(&links.iter().map(|link| change("unlink", link, Path::new(""))).collect::<Vec<_>>())
+        }
+        _ => Err(call.unknown_method()),
     }
 }
 
 /// Methods of a unit.
-pub(crate) async fn unit_call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Outcome {
+pub(crate) async fn unit_call(face: &Arc<Face>, call: &Call, member: &str, name: &str) -> Answer {
     match member {
-        "GetProcesses" => processes(daemon, call, name),
-        "Start" | "Stop" | "Restart" => job(daemon, call, member, name).await,
-        _ => Err(objects::unknown_method(call)),
+        "GetProcesses" => call.reply(&units::processes(&face.daemon, name)?),
+        "Start" | "Stop" | "Restart" => job(face, call, member, name).await,
+        _ => Err(call.unknown_method()),
     }
 }
 
-/// Asks polkit as systemd would: `what` is `units` or `unit-files`.
-async fn manage(daemon: &Arc<Daemon>, call: &Call, what: &str, unit: &str, verb: &str) -> Outcome<()> {
-    let action = format!("org.freedesktop.systemd1.manage-{what}");
-    daemon.authorise(call, &action, &[("unit", unit), ("verb", verb)]).await
+/// A change of a file, as `systemctl enable` prints it: kind, file, what it points to.
+fn change(kind: &'static str, file: &Path, target: &Path) -> (&'static str, String, String) {
+    (kind, file.display().to_string(), target.display().to_string())
 }
 
 /// A line of `systemctl list-units`.
@@ -328,15 +204,13 @@ type Row = (
     OwnedObjectPath,
 );
 
-fn rows(daemon: &Daemon, wanted: impl Fn(&Unit) -> bool) -> Outcome<Vec<Row>> {
-    let defined = config::list(&daemon.layout).into_iter().map(|(name, _)| name);
-    let names: BTreeSet<MachineName> = defined.chain(state::names(&daemon.layout)).collect();
-    let units = names.into_iter().map(|name| Unit::look(daemon, name)).filter(wanted);
+fn rows(daemon: &Daemon, wanted: impl Fn(&Unit) -> bool) -> Answer<Vec<Row>> {
+    let units = units::list(daemon).into_iter().filter(wanted);
     units
         .map(|unit| {
             let (active, sub) = unit.active(daemon);
-            let path = unit_path(&unit.id())?;
-            Ok((unit.id(), unit.description(), "loaded", active, sub, "", path, 0, "", object_path("/".into())?))
+            let path = paths::unit(&unit.id())?;
+            Ok((unit.id(), unit.description(), "loaded", active, sub, "", path, 0, "", paths::object_path("/".into())?))
         })
         .collect()
 }
@@ -353,137 +227,42 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Every process of a unit with its control group and command line.
-fn processes(daemon: &Daemon, call: &Call, unit: &str) -> Outcome {
-    let unit = Unit::get(daemon, unit)?;
-    let mut list: Vec<(String, u32, String)> = Vec::new();
-    if let Some(state) = &unit.state {
-        for (group, pid) in cgroup::members(&state.cgroup)? {
-            // One that ends meanwhile has no name any more.
-            list.push((in_hierarchy(&group), pid.unsigned_abs(), command_line(pid)));
-        }
-    }
-    call.reply(&list)
-}
-
-fn command_line(pid: i32) -> String {
-    let read = |file: &str| crate::sys::read_text(Path::new(&format!("/proc/{pid}/{file}"))).unwrap_or_default();
-    let words = read("cmdline");
-    let line = words.split('\0').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
-    let line = if line.is_empty() { read("comm").trim().to_owned() } else { line };
-    // It is the guest's text, for somebody's terminal.
-    line.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-/// The end of a job, for whoever waits.
+/// The end of a job, for the call that waits for it.
 #[derive(Debug, Default)]
 struct JobEnd {
-    result: Mutex<Option<Outcome<()>>>,
+    result: Mutex<Option<Outcome>>,
     event: Event,
 }
 
 /// Begins what is asked, and answers with the path of a job whose end is told by `JobRemoved`.
-async fn job(daemon: &Arc<Daemon>, call: &Call, kind: &str, unit: &str) -> Outcome {
-    let name = Unit::get(daemon, unit)?.name;
-    manage(daemon, call, "units", unit, &kind.to_lowercase()).await?;
+async fn job(face: &Arc<Face>, call: &Call, kind: &str, unit: &str) -> Answer {
+    let daemon = &face.daemon;
+    let kind = match kind {
+        "Stop" => Job::Stop,
+        "Restart" => Job::Restart,
+        _ => Job::Start,
+    };
+    let name = units::authorise(daemon, &call.caller(), kind, unit).await?;
     let id = daemon.stand_in.jobs.fetch_add(1, Ordering::Relaxed) + 1;
-    let path = object_path(format!("{SYSTEMD_PATH}/job/{id}"))?;
+    let path = paths::object_path(format!("{}/job/{id}", paths::SYSTEMD))?;
     let end = Arc::new(JobEnd::default());
     let ended = end.event.listen();
-    let (shared, kind, unit, job) = (Arc::clone(daemon), kind.to_owned(), unit.to_owned(), path.clone());
+    let (shared, kind, unit, job) = (Arc::clone(face), kind, unit.to_owned(), path.clone());
     let at_end = Arc::clone(&end);
     let work = async move {
-        let result = shared.work(&kind, &name).await;
+        let result = units::work(&shared.daemon, kind, &name).await;
         let word = if result.is_ok() { "done" } else { "failed" };
         *lock(&at_end.result) = Some(result);
         at_end.event.notify(1);
-        let signal = Message::signal(SYSTEMD_PATH, SYSTEMD.name, "JobRemoved");
-        shared.emit(signal.build(&(id, job, unit, word))).await;
+        let signal = Message::signal(paths::SYSTEMD, SYSTEMD.name, "JobRemoved");
+        shared.send(signal.build(&(id, job, unit, word))).await;
     };
     daemon.runtime.spawn("job", work).detach();
     // A client that only sees the job end would have to look for the reason elsewhere.
     let _ = daemon.runtime.timeout(AT_ONCE, ended).await;
     match lock(&end.result).take() {
-        Some(Err(failure)) => Err(failure),
+        Some(Err(failure)) => Err(failure.into()),
         _ => call.reply(&path),
-    }
-}
-
-impl Daemon {
-    /// Does what a job stands for; what is so already is left alone.
-    async fn work(&self, kind: &str, name: &MachineName) -> Outcome<()> {
-        let runs = state::read(&self.layout, name)?.is_some();
-        let verb = match kind {
-            "Stop" => "stop",
-            "Restart" if runs => "reboot",
-            _ => "start",
-        };
-        if runs == (verb == "start") {
-            return Ok(());
-        }
-        lock(&self.stand_in.failed).remove(name);
-        let finished = self.run(&["--quiet", verb, "--", name.as_str()]).await?;
-        let result = finished.check();
-        match &result {
-            // What is left is what it warned of.
-            Ok(()) => finished.said.lines().for_each(|line| self.say(Level::Warning, line)),
-            Err(failure) => {
-                self.say(Level::Err, &failure.text);
-                if verb != "stop" {
-                    lock(&self.stand_in.failed).insert(name.clone());
-                }
-            }
-        }
-        result
-    }
-}
-
-/// A change of a file, as `systemctl enable` prints it: kind, file, what it points to.
-type Change = (&'static str, String, String);
-
-/// The machines that `files` stand for. `machines.target`, which machinectl names too, holds all of them and is no file.
-fn machines_of(daemon: &Daemon, files: &[String]) -> Outcome<Vec<MachineName>> {
-    let names = files.iter().filter(|file| *file != "machines.target");
-    names
-        .map(|file| {
-            let name = instance(file).filter(|name| definition(&daemon.layout, name).is_some());
-            name.ok_or_else(|| no_such_unit(format!("Unit file {file} does not exist.")))
-        })
-        .collect()
-}
-
-async fn enable(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
-    let (files, until_reboot, _force): (Vec<String>, bool, bool) = call.arguments()?;
-    let names = machines_of(daemon, &files)?;
-    manage(daemon, call, "unit-files", &files.join(" "), "enable").await?;
-    let mut changes: Vec<Change> = Vec::new();
-    for name in names {
-        if let Some((link, target)) = autostart::enable(&daemon.layout, &name, until_reboot)? {
-            changes.push(("symlink", link.display().to_string(), target.display().to_string()));
-        }
-    }
-    call.reply(&(true, changes))
-}
-
-async fn disable(daemon: &Arc<Daemon>, call: &Call) -> Outcome {
-    let (files, until_reboot): (Vec<String>, bool) = call.arguments()?;
-    let names: Vec<MachineName> = files.iter().filter_map(|file| instance(file)).collect();
-    manage(daemon, call, "unit-files", &files.join(" "), "disable").await?;
-    let mut changes: Vec<Change> = Vec::new();
-    for name in names {
-        if let Some(link) = autostart::disable(&daemon.layout, &name, until_reboot)? {
-            changes.push(("unlink", link.display().to_string(), String::new()));
-        }
-    }
-    call.reply(&changes)
-}
-
-/// Gives a machine of ours without a unit of systemd's the one that it has here.
-pub(crate) fn adopt(daemon: &Daemon, machine: &mut Machine) {
-    // Its supervisor writes its state while it registers, so there may be nothing to read yet.
-    let ours = machine.service == crate::bus::machine1::SERVICE && machine.uid == 0;
-    if machine.unit.is_empty() && ours && daemon.stand_in.served.load(Ordering::Relaxed) {
-        machine.unit = unit_name(&machine.name);
     }
 }
 
@@ -492,34 +271,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_stand_for_machines() {
-        for (unit, machine) in [
-            ("machinist@web.service", Some("web")),
-            ("systemd-nspawn@a-b.service", Some("a-b")),
-            ("systemd-nspawn@a\\x2db.service", Some("a-b")),
-            ("machinist@web.scope", None),
-            ("machinist@.service", None),
-            ("machinist@..\\x2f..service", None),
-            ("machinist@a\\x2.service", None),
-            ("nginx.service", None),
-        ] {
-            assert_eq!(instance(unit).as_ref().map(MachineName::as_str), machine, "{unit}");
-        }
-    }
-
-    #[test]
     fn patterns_fit_names() {
         for (pattern, name, fits) in
             [("*", "", true), ("machinist@*", "machinist@a.service", true), ("a?c", "abc", true), ("a*c", "abd", false)]
         {
             assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
         }
-    }
-
-    #[test]
-    fn control_groups_are_named_from_the_top_of_their_hierarchy() {
-        assert_eq!(in_hierarchy(Path::new("/sys/fs/cgroup/unified/a/b")), "/a/b");
-        assert_eq!(in_hierarchy(Path::new("/sys/fs/cgroup/a")), "/a");
-        assert_eq!(in_hierarchy(Path::new("/elsewhere")), "");
     }
 }

@@ -1,15 +1,14 @@
-//! `io.systemd.MachineImage`: each method becomes one or more of the manager's on D-Bus.
-
-use std::collections::{BTreeMap, HashMap};
+//! `io.systemd.MachineImage`: each method becomes one or more requests of the core.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use zbus::wire::{OwnedObjectPath, Variant};
 
+use super::context::{Context, nothing};
 use super::machines::{Metadata, pairs};
 use super::wire::{Answer, Refusal, Reply};
-use super::{Context, nothing};
-use crate::daemon::dbus::image;
+use crate::daemon::core::images::{self, Change};
+use crate::image::{CleanMode, Store};
+use crate::spec::MachineId;
 
 /// Answers a call.
 pub(super) async fn serve(context: &mut Context<'_>, method: &str) -> Answer<Vec<Reply>> {
@@ -22,25 +21,33 @@ pub(super) async fn serve(context: &mut Context<'_>, method: &str) -> Answer<Vec
             let read_only = context.parameters.get("readOnly")?.unwrap_or(false);
             context.interaction()?;
             context.no_more()?;
-            context.ask::<_, ()>("CloneImage", &(name, new, read_only)).await?;
-            Ok(nothing())
+            change(context, &name, Change::Clone { new, read_only }).await
         }
         "Remove" => {
             let name: String = context.parameters.need("name")?;
             context.interaction()?;
             context.no_more()?;
-            context.ask::<_, ()>("RemoveImage", &name).await?;
-            Ok(nothing())
+            change(context, &name, Change::Remove).await
         }
         "SetPoolLimit" => {
             let limit: u64 = context.parameters.need("limit")?;
             context.interaction()?;
             context.no_more()?;
-            context.ask::<_, ()>("SetPoolLimit", &limit).await?;
+            context.translate(images::limit_pool(context.daemon, &context.caller, limited(limit)).await)?;
             Ok(nothing())
         }
         _ => clean(context).await,
     }
+}
+
+async fn change(context: &Context<'_>, name: &str, change: Change) -> Answer<Vec<Reply>> {
+    context.translate(images::change(context.daemon, &context.caller, name, change).await)?;
+    Ok(nothing())
+}
+
+/// The greatest number stands for no limit.
+fn limited(bytes: u64) -> Option<u64> {
+    (bytes != u64::MAX).then_some(bytes)
 }
 
 async fn update(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
@@ -52,13 +59,13 @@ async fn update(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
     context.no_more()?;
     // The name last: the others go by the old one.
     if let Some(read_only) = read_only {
-        context.ask::<_, ()>("MarkImageReadOnly", &(&name, read_only)).await?;
+        change(context, &name, Change::ReadOnly(read_only)).await?;
     }
     if let Some(limit) = limit {
-        context.ask::<_, ()>("SetImageLimit", &(&name, limit)).await?;
+        change(context, &name, Change::Limit(limited(limit))).await?;
     }
     if let Some(new) = new {
-        context.ask::<_, ()>("RenameImage", &(&name, new)).await?;
+        change(context, &name, Change::Rename(new)).await?;
     }
     Ok(nothing())
 }
@@ -78,16 +85,16 @@ async fn clean(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
     if !context.more {
         return Err(Refusal::named("org.varlink.service.ExpectedMore"));
     }
-    let word = match mode {
-        Which::All => "all",
-        Which::Hidden => "hidden",
+    let mode = match mode {
+        Which::All => CleanMode::All,
+        Which::Hidden => CleanMode::Hidden,
     };
-    let removed: Vec<(String, u64)> = context.ask("CleanPool", &word).await?;
+    let removed = context.translate(images::clean(context.daemon, &context.caller, mode).await)?;
     let replies: Vec<Reply> = removed
         .into_iter()
         .map(|(name, usage)| {
             let mut fields = json!({ "name": name });
-            if usage != u64::MAX {
+            if let Some(usage) = usage {
                 fields["usageExclusive"] = json!(usage);
             }
             fields.into()
@@ -98,7 +105,6 @@ async fn clean(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
 }
 
 async fn list(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
-    type Row = (String, String, bool, u64, u64, u64, OwnedObjectPath);
     let name: Option<String> = context.parameters.get("name")?;
     let metadata = context.parameters.get::<Metadata>("acquireMetadata")?.unwrap_or_default();
     context.interaction()?;
@@ -109,10 +115,10 @@ async fn list(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
     if !context.more {
         return Err(Refusal::named("org.varlink.service.ExpectedMore"));
     }
-    let rows: Vec<Row> = context.ask("ListImages", &()).await?;
-    let mut replies: Vec<Reply> = Vec::with_capacity(rows.len());
-    for (name, ..) in rows {
-        match describe(context, &name, metadata).await {
+    let images = context.translate(images::list(context.daemon).await)?;
+    let mut replies: Vec<Reply> = Vec::with_capacity(images.len());
+    for image in images {
+        match describe(context, &image.name, metadata).await {
             Ok(reply) => replies.push(reply.into()),
             // It has gone while we looked at the others.
             Err(e) if e.name.ends_with(".NoSuchImage") => {}
@@ -122,33 +128,26 @@ async fn list(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
     if replies.is_empty() { Err(Refusal::named("io.systemd.MachineImage.NoSuchImage")) } else { Ok(replies) }
 }
 
-/// What is said of one image: its properties on D-Bus under other names.
+/// What is said of one image.
 async fn describe(context: &Context<'_>, name: &str, metadata: Metadata) -> Answer<Value> {
-    let properties = Box::pin(image::properties(context.daemon, name)).await;
-    let properties = properties.map_err(|e| Refusal::translate(&e, context.interface))?;
-    let properties: HashMap<&str, Variant<'_>> = properties.into_iter().collect();
+    let image = context.translate(images::find(context.daemon, name))?;
     let mut fields = Map::new();
     fields.insert("class".into(), json!("machine"));
-    let texts = [("name", "Name"), ("path", "Path"), ("type", "Type")];
-    for (field, property) in texts {
-        if let Some(Variant::Str(text)) = properties.get(property) {
-            fields.insert(field.into(), json!(text.as_str()));
-        }
-    }
-    fields.insert("readOnly".into(), json!(matches!(properties.get("ReadOnly"), Some(Variant::Bool(true)))));
+    fields.insert("name".into(), json!(image.name));
+    fields.insert("path".into(), json!(image.path.display().to_string()));
+    fields.insert("type".into(), json!(image.kind.as_str()));
+    fields.insert("readOnly".into(), json!(image.read_only));
     let numbers = [
-        ("creationTimestamp", "CreationTimestamp"),
-        ("modificationTimestamp", "ModificationTimestamp"),
-        ("usage", "Usage"),
-        ("usageExclusive", "UsageExclusive"),
-        ("limit", "Limit"),
-        ("limitExclusive", "LimitExclusive"),
+        ("creationTimestamp", image.created_us),
+        ("modificationTimestamp", image.modified_us),
+        ("usage", image.usage),
+        ("usageExclusive", image.usage_exclusive),
+        ("limit", image.limit),
+        ("limitExclusive", image.limit_exclusive),
     ];
-    for (field, property) in numbers {
+    for (field, number) in numbers {
         // Both stand for 'not known'.
-        if let Some(Variant::U64(number)) =
-            properties.get(property).filter(|v| !matches!(v, Variant::U64(0 | u64::MAX)))
-        {
+        if let Some(number) = number.filter(|number| ![0, u64::MAX].contains(number)) {
             fields.insert(field.into(), json!(number));
         }
     }
@@ -164,29 +163,23 @@ async fn look_into(
     metadata: Metadata,
     fields: &mut Map<String, Value>,
 ) -> Answer<()> {
-    let call = context.call("GetImageOSRelease", &name)?;
+    let daemon = context.daemon;
     let details = [("image", name), ("verb", "list")];
-    let allowed = context.daemon.authorise(&call, "org.freedesktop.machine1.inspect-images", &details).await;
-    allowed.map_err(|e| Refusal::translate(&e, context.interface))?;
-    let accept = |refusal: Refusal| if metadata == Metadata::Graceful { Ok(()) } else { Err(refusal) };
-    match context.ask::<_, String>("GetImageHostname", &name).await {
-        Ok(hostname) if hostname.is_empty() => {}
-        Ok(hostname) => drop(fields.insert("hostname".into(), json!(hostname))),
-        Err(refusal) => accept(refusal)?,
-    }
-    match context.ask::<_, Vec<u8>>("GetImageMachineID", &name).await {
-        Ok(id) if id.is_empty() || id.iter().all(|b| *b == 0) => {}
-        Ok(id) => {
-            let text: String = id.iter().map(|b| format!("{b:02x}")).collect();
-            fields.insert("machineId".into(), json!(text));
-        }
-        Err(refusal) => accept(refusal)?,
-    }
-    for (field, member) in [("machineInfo", "GetImageMachineInfo"), ("OSRelease", "GetImageOSRelease")] {
-        match context.ask::<_, BTreeMap<String, String>>(member, &name).await {
-            Ok(values) if values.is_empty() => {}
-            Ok(values) => drop(fields.insert(field.into(), pairs(&values))),
-            Err(refusal) => accept(refusal)?,
+    let inspect = "org.freedesktop.machine1.inspect-images";
+    context.translate(daemon.authorise(&context.caller, inspect, &details).await)?;
+    let hostname = images::look_into(daemon, name, Store::hostname).await;
+    let hostname = metadata.accept(context.translate(hostname))?.flatten();
+    fields.extend(hostname.map(|hostname| ("hostname".into(), json!(hostname))));
+    let id = images::look_into(daemon, name, Store::machine_id).await;
+    let id = metadata.accept(context.translate(id))?.flatten().filter(|id| *id != [0; 16]);
+    fields.extend(id.map(|id| ("machineId".into(), json!(MachineId(id).to_string()))));
+    let info = images::look_into(daemon, name, Store::machine_info).await;
+    let info = metadata.accept(context.translate(info))?.unwrap_or_default();
+    let release = images::look_into(daemon, name, Store::os_release).await;
+    let release = metadata.accept(context.translate(release))?.unwrap_or_default();
+    for (field, variables) in [("machineInfo", info), ("OSRelease", release)] {
+        if !variables.is_empty() {
+            fields.insert(field.into(), pairs(variables));
         }
     }
     Ok(())

@@ -2,9 +2,18 @@
 
 use serde_json::json;
 
+use super::context::{Context, nothing};
 use super::wire::{Answer, Refusal, Reply};
-use super::{Context, Service, nothing};
 use crate::daemon::core::state::Level;
+
+/// What is served on a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Service {
+    /// Machines and images.
+    Machines,
+    /// Users and groups of machines.
+    Users,
+}
 
 /// One interface.
 #[derive(Debug)]
@@ -63,7 +72,7 @@ pub(super) fn describe(context: &mut Context<'_>, method: &str, served: &[Interf
 }
 
 /// `io.systemd.service`.
-pub(super) async fn control(context: &mut Context<'_>, method: &str) -> Answer<Vec<Reply>> {
+pub(super) fn control(context: &mut Context<'_>, method: &str) -> Answer<Vec<Reply>> {
     match method {
         "Ping" => {
             context.no_more()?;

@@ -1,4 +1,4 @@
-//! `io.systemd.Machine`: each method becomes one of the manager's on D-Bus, but for `List`, which says more than those.
+//! `io.systemd.Machine`: each method becomes a request of the core.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
@@ -6,23 +6,26 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use zbus::wire::{Fd, Variant};
 
+use super::context::{Context, nothing};
 use super::wire::{Answer, Refusal, Reply};
-use super::{Context, nothing};
+use crate::daemon::core::files::{Bind, Copy};
+use crate::daemon::core::inspect::{self, HOST_IDS};
+use crate::daemon::core::machines::{self, Subject};
+use crate::daemon::core::register::{self, Claim};
 use crate::daemon::core::registry::{Class, HOST, Machine, NO_CID, Process};
+use crate::daemon::core::scope::UnitProperties;
+use crate::daemon::core::{enter, files};
 use crate::spec::{MachineId, MachineName};
 use crate::sys::Errno;
-
-/// Ids below are the host's own (`systemd.io/UIDS-GIDS`).
-pub(super) const FIRST_OF_MACHINES: u32 = 0x10000;
+use crate::sys::namespace::Ids;
 
 /// Answers a call.
 pub(super) async fn serve(context: &mut Context<'_>, method: &str) -> Answer<Vec<Reply>> {
     match method {
         "List" => list(context).await,
         "Register" => register(context).await,
-        "MapTo" => map_to(context).await,
+        "MapTo" => map_to(context),
         _ => of_one(context, method).await,
     }
 }
@@ -31,12 +34,16 @@ pub(super) async fn serve(context: &mut Context<'_>, method: &str) -> Answer<Vec
 async fn of_one(context: &mut Context<'_>, method: &str) -> Answer<Vec<Reply>> {
     let target = Target::read(context)?;
     context.interaction()?;
-    match method {
-        "Unregister" | "Terminate" => {
-            context.no_more()?;
-            let name = target.find(context)?;
-            context.ask::<_, ()>(&format!("{method}Machine"), &name).await?;
-            Ok(nothing())
+    let done = match method {
+        "Open" => return open(context, &target).await,
+        "MapFrom" => return map_from(context, &target),
+        "Unregister" => {
+            let subject = target.subject(context)?;
+            register::unregister(context.daemon, &context.caller, subject.name()).await
+        }
+        "Terminate" => {
+            let subject = target.subject(context)?;
+            machines::terminate(context.daemon, &context.caller, &subject).await
         }
         "Kill" => {
             let whom: Option<Whom> = context.parameters.get("whom")?;
@@ -44,38 +51,34 @@ async fn of_one(context: &mut Context<'_>, method: &str) -> Answer<Vec<Reply>> {
             if !(1..=libc::SIGRTMAX()).contains(&signal) {
                 return Err(Refusal::invalid("signal"));
             }
-            context.no_more()?;
-            let name = target.find(context)?;
-            context.ask::<_, ()>("KillMachine", &(name, whom.map_or("all", Whom::as_str), signal)).await?;
-            Ok(nothing())
+            let subject = target.subject(context)?;
+            let whom = whom.map_or("all", Whom::as_str);
+            machines::kill(context.daemon, &context.caller, &subject, whom, signal).await
         }
-        "Open" => open(context, &target).await,
-        "MapFrom" => map_from(context, &target).await,
         "BindMount" => {
             let (source, destination) = paths(context)?;
             let read_only = context.parameters.get("readOnly")?.unwrap_or(false);
             let mkdir = context.parameters.get("mkdir")?.unwrap_or(false);
-            context.no_more()?;
-            let name = target.find(context)?;
-            context.ask::<_, ()>("BindMountMachine", &(name, source, destination, read_only, mkdir)).await?;
-            Ok(nothing())
+            let subject = target.subject(context)?;
+            let bind = Bind { source, destination, read_only, mkdir };
+            files::bind(context.daemon, &context.caller, &subject, bind).await
         }
         "CopyFrom" | "CopyTo" => {
             let (source, destination) = paths(context)?;
             let replace = context.parameters.get("replace")?.unwrap_or(false);
-            context.no_more()?;
-            let name = target.find(context)?;
-            let member = format!("{method}MachineWithFlags");
-            context.ask::<_, ()>(&member, &(name, source, destination, u64::from(replace))).await.map_err(copying)?;
-            Ok(nothing())
+            let subject = target.subject(context)?;
+            let copy = Copy { to: method == "CopyTo", source, destination, flags: u64::from(replace) };
+            let copied = files::copy(context.daemon, &context.caller, &subject, copy).await;
+            return context.translate(copied).map(|()| nothing()).map_err(copying);
         }
         _ => {
-            context.no_more()?;
-            let name = target.find(context)?;
-            let fd: zbus::wire::OwnedFd = context.ask("OpenMachineRootDirectory", &name).await?;
-            Ok(vec![Reply { parameters: json!({ "fileDescriptor": 0 }), fds: vec![fd.into()] }])
+            let subject = target.subject(context)?;
+            let fd = inspect::root_directory(context.daemon, &context.caller, &subject).await;
+            let fds = vec![context.translate(fd)?];
+            return Ok(vec![Reply { parameters: json!({ "fileDescriptor": 0 }), fds }]);
         }
-    }
+    };
+    context.translate(done).map(|()| nothing())
 }
 
 /// A copy onto something that is there has an error of its own.
@@ -164,6 +167,13 @@ impl Target {
         Ok(Self { name, pid: context.parameters.get("pid")? })
     }
 
+    /// The machine, when all parameters have been read.
+    fn subject(&self, context: &mut Context<'_>) -> Answer<Subject> {
+        context.no_more()?;
+        let name = self.find(context)?;
+        context.translate(Subject::find(context.daemon, &name))
+    }
+
     /// Name of the machine that all that was said fits.
     fn find(&self, context: &Context<'_>) -> Answer<String> {
         let none = || Refusal::named("io.systemd.Machine.NoSuchMachine");
@@ -199,6 +209,16 @@ pub(super) enum Metadata {
     Graceful,
 }
 
+impl Metadata {
+    /// What was found, or nothing if that may be.
+    pub(super) fn accept<T>(self, found: Answer<T>) -> Answer<Option<T>> {
+        match found {
+            Err(_) if self == Self::Graceful => Ok(None),
+            found => found.map(Some),
+        }
+    }
+}
+
 async fn list(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
     let target = Target::read(context)?;
     context.interaction()?;
@@ -226,12 +246,7 @@ async fn list(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
 
 /// What is said of one machine.
 async fn describe(context: &Context<'_>, name: &str, metadata: Metadata) -> Answer<Value> {
-    let mut fields = if name == HOST {
-        host()
-    } else {
-        let machine = context.daemon.machine(name).map_err(|e| Refusal::translate(&e, context.interface))?;
-        plain(&machine)
-    };
+    let mut fields = if name == HOST { host() } else { plain(&*context.translate(context.daemon.machine(name))?) };
     if metadata != Metadata::No {
         look_into(context, name, metadata, &mut fields).await?;
     }
@@ -301,36 +316,30 @@ async fn look_into(
     metadata: Metadata,
     fields: &mut Map<String, Value>,
 ) -> Answer<()> {
-    let call = context.call("GetMachineOSRelease", &name)?;
+    let daemon = context.daemon;
     let details = [("machine", name), ("verb", "list")];
-    let allowed = context.daemon.authorise(&call, "org.freedesktop.machine1.inspect-machines", &details).await;
-    allowed.map_err(|e| Refusal::translate(&e, context.interface))?;
-    let accept = |refusal: Refusal| if metadata == Metadata::Graceful { Ok(()) } else { Err(refusal) };
-    match context.ask::<_, BTreeMap<String, String>>("GetMachineOSRelease", &name).await {
-        Ok(release) => {
-            fields.insert("OSRelease".into(), pairs(&release));
-        }
-        Err(refusal) => accept(refusal)?,
+    let inspect = "org.freedesktop.machine1.inspect-machines";
+    context.translate(daemon.authorise(&context.caller, inspect, &details).await)?;
+    let subject = &context.translate(Subject::find(daemon, name))?;
+    let release = context.translate(inspect::os_release(daemon, subject).await);
+    if let Some(release) = metadata.accept(release)? {
+        fields.insert("OSRelease".into(), pairs(release));
     }
-    match context.ask::<_, Vec<(i32, Vec<u8>)>>("GetMachineAddresses", &name).await {
-        Ok(addresses) => {
-            let addresses = addresses.iter().map(|(family, bytes)| json!({ "family": family, "address": bytes }));
-            fields.insert("addresses".into(), addresses.collect());
-        }
-        Err(refusal) => accept(refusal)?,
+    let addresses = context.translate(inspect::addresses(daemon, subject).await);
+    if let Some(addresses) = metadata.accept(addresses)? {
+        let addresses = addresses.iter().map(|a| json!({ "family": a.family, "address": a.bytes }));
+        fields.insert("addresses".into(), addresses.collect());
     }
-    match context.ask::<_, u32>("GetMachineUIDShift", &name).await {
-        Ok(shift) => {
-            fields.insert("UIDShift".into(), json!(shift));
-        }
-        Err(refusal) => accept(refusal)?,
+    if let Some(shift) = metadata.accept(context.translate(inspect::uid_shift(subject)))? {
+        fields.insert("UIDShift".into(), json!(shift));
     }
     Ok(())
 }
 
 /// `KEY=VALUE` for each.
-pub(super) fn pairs(values: &BTreeMap<String, String>) -> Value {
-    values.iter().map(|(key, value)| json!(format!("{key}={value}"))).collect()
+pub(super) fn pairs(variables: impl IntoIterator<Item = (String, String)>) -> Value {
+    let sorted: BTreeMap<_, _> = variables.into_iter().collect();
+    sorted.iter().map(|(key, value)| json!(format!("{key}={value}"))).collect()
 }
 
 async fn register(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
@@ -338,44 +347,33 @@ async fn register(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
     MachineName::parse(&name).map_err(|_| Refusal::invalid("name"))?;
     let class: String = context.parameters.need("class")?;
     Class::parse(&class).ok_or_else(|| Refusal::invalid("class"))?;
-    let mut properties: Vec<(&str, Variant<'_>)> = vec![("Class", class.into())];
+    let mut claim = Claim { name, class, ..Claim::default() };
     if let Some(id) = context.parameters.get::<String>("id")? {
-        let id = MachineId::parse(&id).map_err(|_| Refusal::invalid("id"))?;
-        properties.push(("Id", Variant::from(id.0.to_vec())));
+        claim.id = MachineId::parse(&id).map_err(|_| Refusal::invalid("id"))?.0.to_vec();
     }
-    for (field, property) in [
-        ("service", "Service"),
-        ("rootDirectory", "RootDirectory"),
-        ("sshAddress", "SSHAddress"),
-        ("sshPrivateKeyPath", "SSHPrivateKeyPath"),
+    for (field, value) in [
+        ("service", &mut claim.service),
+        ("rootDirectory", &mut claim.root),
+        ("sshAddress", &mut claim.ssh_address),
+        ("sshPrivateKeyPath", &mut claim.ssh_key),
     ] {
-        if let Some(text) = context.parameters.get::<String>(field)? {
-            properties.push((property, text.into()));
-        }
+        *value = context.parameters.get(field)?.unwrap_or_default();
     }
-    if let Some(interfaces) = context.parameters.get::<Vec<i32>>("ifIndices")? {
-        if interfaces.iter().any(|index| *index <= 0) {
-            return Err(Refusal::invalid("ifIndices"));
-        }
-        properties.push(("NetworkInterfaces", Variant::from(interfaces)));
+    claim.interfaces = context.parameters.get("ifIndices")?.unwrap_or_default();
+    if claim.interfaces.iter().any(|index| *index <= 0) {
+        return Err(Refusal::invalid("ifIndices"));
     }
-    if let Some(cid) = context.parameters.get::<u32>("vSockCid")? {
-        properties.push(("VSockCID", cid.into()));
-    }
+    claim.vsock_cid = context.parameters.get("vSockCid")?;
     for ignored in ["supervisor", "supervisorProcessId", "controlAddress"] {
         let _: Option<Value> = context.parameters.get(ignored)?;
     }
-    let leader = leader(context)?;
+    claim.leader_fd =
+        Some(leader(context)?.pidfd().as_fd().try_clone_to_owned().map_err(|_| Refusal::errno(Errno::EMFILE))?);
     let create = context.parameters.get("allocateUnit")?.unwrap_or(false);
     context.interaction()?;
     context.no_more()?;
-    properties.push(("LeaderPIDFD", Variant::Fd(Fd::from(leader.pidfd().as_fd()))));
-    let scope: Vec<(String, Variant<'_>)> = Vec::new();
-    let _: zbus::wire::OwnedObjectPath = if create {
-        context.ask("CreateMachineEx", &(name, properties, scope)).await?
-    } else {
-        context.ask("RegisterMachineEx", &(name, properties)).await?
-    };
+    let scope = create.then(UnitProperties::default);
+    context.translate(register::register(context.daemon, &context.caller, claim, scope).await)?;
     Ok(nothing())
 }
 
@@ -425,56 +423,54 @@ async fn open(context: &mut Context<'_>, target: &Target) -> Answer<Vec<Reply>> 
     if let Some((name, _)) = given.iter().find(|(_, given)| *given && mode != Mode::Shell) {
         return Err(Refusal::invalid(*name));
     }
-    let name = target.find(context)?;
-    let (fd, path): (zbus::wire::OwnedFd, String) = match mode {
-        Mode::Tty => context.ask("OpenMachinePTY", &name).await?,
-        Mode::Login => context.ask("OpenMachineLogin", &name).await?,
+    let subject = &target.subject(context)?;
+    let Context { daemon, caller, .. } = &*context;
+    let opened = match mode {
+        Mode::Tty => enter::pty(daemon, caller, subject).await,
+        Mode::Login => enter::login(daemon, caller, subject).await,
         Mode::Shell => {
             let (user, path) = (user.unwrap_or_default(), path.unwrap_or_default());
-            let arguments = (name, user, path, args.unwrap_or_default(), environment.unwrap_or_default());
-            context.ask("OpenMachineShell", &arguments).await?
+            let (args, environment) = (args.unwrap_or_default(), environment.unwrap_or_default());
+            enter::shell(daemon, caller, subject, enter::Shell { user, path, args, environment }).await
         }
     };
-    Ok(vec![Reply { parameters: json!({ "ptyFileDescriptor": 0, "ptyPath": path }), fds: vec![fd.into()] }])
+    let opened = context.translate(opened)?;
+    let parameters = json!({ "ptyFileDescriptor": 0, "ptyPath": opened.path });
+    Ok(vec![Reply { parameters, fds: vec![opened.master] }])
 }
 
-async fn map_from(context: &mut Context<'_>, target: &Target) -> Answer<Vec<Reply>> {
+fn map_from(context: &mut Context<'_>, target: &Target) -> Answer<Vec<Reply>> {
     let uid: Option<u32> = context.parameters.get("uid")?;
     let gid: Option<u32> = context.parameters.get("gid")?;
     context.no_more()?;
     let name = target.find(context)?;
     let mut fields = Map::new();
-    for (field, member, id) in [("uid", "MapFromMachineUser", uid), ("gid", "MapFromMachineGroup", gid)] {
+    for (field, ids, id) in [("uid", Ids::Users, uid), ("gid", Ids::Groups, gid)] {
         if let Some(id) = id {
-            fields.insert(field.into(), json!(context.ask::<_, u32>(member, &(&name, id)).await?));
+            let outer = context.translate(inspect::id_on_host(context.daemon, &name, ids, id))?;
+            fields.insert(field.into(), json!(outer));
         }
     }
     Ok(vec![Value::Object(fields).into()])
 }
 
-async fn map_to(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
+fn map_to(context: &mut Context<'_>) -> Answer<Vec<Reply>> {
     let uid: Option<u32> = context.parameters.get("uid")?;
     let gid: Option<u32> = context.parameters.get("gid")?;
     context.no_more()?;
     let mut fields = Map::new();
-    for (field, id, host) in [("uid", uid, "UserInHostRange"), ("gid", gid, "GroupInHostRange")] {
+    let asked = [("uid", Ids::Users, uid, "UserInHostRange"), ("gid", Ids::Groups, gid, "GroupInHostRange")];
+    for (field, ids, id, host) in asked {
         let Some(id) = id else { continue };
-        if id < FIRST_OF_MACHINES {
+        if id < HOST_IDS {
             return Err(Refusal::named(format!("io.systemd.Machine.{host}")));
         }
-        let (machine, inner) = owner(context, field == "gid", id).await?;
-        if fields.get("machineName").is_some_and(|other| *other != json!(machine)) {
+        let (machine, inner) = context.translate(inspect::owner_of_id(context.daemon, ids, id))?;
+        if fields.get("machineName").is_some_and(|other| *other != json!(machine.name)) {
             return Err(Refusal::named("io.systemd.Machine.NoSuchGroup"));
         }
         fields.insert(field.into(), json!(inner));
-        fields.insert("machineName".into(), json!(machine));
+        fields.insert("machineName".into(), json!(machine.name));
     }
     Ok(vec![Value::Object(fields).into()])
-}
-
-/// The machine that an id of the host belongs to, and what it is there.
-pub(super) async fn owner(context: &Context<'_>, group: bool, id: u32) -> Answer<(String, u32)> {
-    let member = if group { "MapToMachineGroup" } else { "MapToMachineUser" };
-    let (name, _, inner): (String, zbus::wire::OwnedObjectPath, u32) = context.ask(member, &id).await?;
-    Ok((name, inner))
 }

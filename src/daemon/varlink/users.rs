@@ -1,15 +1,16 @@
 //! `io.systemd.UserDatabase`: names for the ids that the processes of machines have on the host.
 //!
 //! `vu-MACHINE-UID` and `vg-MACHINE-GID` for machines with a user namespace, as `ps` and `ls` show them through
-//! `nss-systemd(8)`. Nobody can log in as one.
+//! `nss-systemd(8)`. They cannot log in.
 
 use serde_json::{Value, json};
 
-use super::Context;
-use super::machines::{FIRST_OF_MACHINES, owner};
+use super::context::Context;
 use super::wire::{Answer, Refusal, Reply};
+use crate::daemon::core::inspect::{self, HOST_IDS};
 use crate::daemon::core::registry::Class;
 use crate::spec::MachineName;
+use crate::sys::namespace::Ids;
 
 /// What callers must say they ask.
 const SERVICE: &str = "io.systemd.Machine";
@@ -17,7 +18,7 @@ const SERVICE: &str = "io.systemd.Machine";
 const NOBODY: u32 = 65534;
 
 /// Answers a call.
-pub(super) async fn serve(context: &mut Context<'_>, method: &str) -> Answer<Vec<Reply>> {
+pub(super) fn serve(context: &mut Context<'_>, method: &str) -> Answer<Vec<Reply>> {
     let group = match method {
         "GetUserRecord" => false,
         "GetGroupRecord" => true,
@@ -29,10 +30,10 @@ pub(super) async fn serve(context: &mut Context<'_>, method: &str) -> Answer<Vec
     service(context)?;
     let found = match (id, name) {
         (None, None) => return Err(error("EnumerationNotSupported")),
-        (Some(id), None) => by_id(context, group, id).await?,
-        (None, Some(name)) => by_name(context, group, &name).await?,
+        (Some(id), None) => by_id(context, group, id)?,
+        (None, Some(name)) => by_name(context, group, &name)?,
         (Some(id), Some(name)) => {
-            let found = by_name(context, group, &name).await?;
+            let found = by_name(context, group, &name)?;
             if found.id != id {
                 return Err(error("ConflictingRecordFound"));
             }
@@ -94,25 +95,29 @@ impl Found {
     }
 }
 
-async fn by_id(context: &Context<'_>, group: bool, id: u32) -> Answer<Found> {
-    if id < FIRST_OF_MACHINES {
-        return Err(error("NoRecordFound"));
-    }
-    let (machine, inner) = owner(context, group, id).await.map_err(|_| error("NoRecordFound"))?;
-    Ok(Found { machine, inner, id })
+fn ids(group: bool) -> Ids {
+    if group { Ids::Groups } else { Ids::Users }
 }
 
-async fn by_name(context: &Context<'_>, group: bool, name: &str) -> Answer<Found> {
+fn by_id(context: &Context<'_>, group: bool, id: u32) -> Answer<Found> {
+    if id < HOST_IDS {
+        return Err(error("NoRecordFound"));
+    }
+    let found = inspect::owner_of_id(context.daemon, ids(group), id);
+    let (machine, inner) = found.map_err(|_| error("NoRecordFound"))?;
+    Ok(Found { machine: machine.name.clone(), inner, id })
+}
+
+fn by_name(context: &Context<'_>, group: bool, name: &str) -> Answer<Found> {
     let none = || error("NoRecordFound");
     let (machine, inner) = parse(name, group).ok_or_else(none)?;
     let known = context.daemon.registry().get(machine).is_some_and(|m| m.class == Class::Container);
     if !known {
         return Err(none());
     }
-    let member = if group { "MapFromMachineGroup" } else { "MapFromMachineUser" };
-    let id: u32 = context.ask(member, &(machine, inner)).await.map_err(|_| none())?;
+    let id = inspect::id_on_host(context.daemon, machine, ids(group), inner).map_err(|_| none())?;
     // Machines without a user namespace have the users of the host.
-    if id < FIRST_OF_MACHINES {
+    if id < HOST_IDS {
         return Err(none());
     }
     Ok(Found { machine: machine.to_owned(), inner, id })

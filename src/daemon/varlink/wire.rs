@@ -1,6 +1,6 @@
 //! Messages of Varlink: JSON objects, each ended by a zero byte. Pure.
 //!
-//! What comes in is hostile. A message that is none ends the connection: nobody can tell which call an answer would be
+//! What comes in is hostile. A message that is none ends the connection: it is not known which call an answer would be
 //! for. Nesting is limited by the parser (128 levels).
 
 use std::borrow::Cow;
@@ -10,7 +10,6 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::daemon::dbus::call::Failure;
 use crate::sys::Errno;
 
 /// Most bytes of one message; the longest that makes sense carries the arguments of a shell.
@@ -107,7 +106,7 @@ impl Parameters {
         self.get(name)?.ok_or_else(|| Refusal::invalid(name))
     }
 
-    /// Refuses what nobody has asked for.
+    /// Refuses what no method has read.
     pub(super) fn finish(self) -> Answer<()> {
         self.0.into_iter().next().map_or(Ok(()), |(name, _)| Err(Refusal::invalid(name)))
     }
@@ -156,39 +155,6 @@ impl Refusal {
         let number = errno as i32;
         let parameters = json!({ "origin": "linux", "errnoName": format!("{errno:?}"), "errno": number });
         Self { name: "io.systemd.System".into(), parameters }
-    }
-
-    /// The error of a handler in the words of `interface`.
-    pub(super) fn translate(failure: &Failure, interface: &str) -> Self {
-        let own = |name: &str| Self::named(format!("{interface}.{name}"));
-        let Some(name) = failure.name.strip_prefix("org.freedesktop.") else {
-            let errno = failure
-                .name
-                .strip_prefix("System.Error.")
-                .and_then(|word| (1..=133).map(Errno::from_raw).find(|errno| format!("{errno:?}") == word));
-            return Self::errno(errno.unwrap_or(Errno::EIO));
-        };
-        match name {
-            "machine1.NoSuchMachine" | "machine1.NoMachineForPID" => Self::named("io.systemd.Machine.NoSuchMachine"),
-            "machine1.NoSuchImage" => Self::named("io.systemd.MachineImage.NoSuchImage"),
-            "machine1.MachineExists" => own("MachineExists"),
-            "machine1.NoPrivateNetworking" => own("NoPrivateNetworking"),
-            "machine1.NoSuchUserMapping" => own("NoSuchUser"),
-            "machine1.NoSuchGroupMapping" => own("NoSuchGroup"),
-            "DBus.Error.NotSupported" => own("NotSupported"),
-            "DBus.Error.AccessDenied" => Self::named("org.varlink.service.PermissionDenied"),
-            "DBus.Error.InteractiveAuthorizationRequired" => {
-                Self::named("io.systemd.InteractiveAuthenticationRequired")
-            }
-            "DBus.Error.LimitsExceeded" if interface.ends_with("MachineImage") => own("TooManyOperations"),
-            "DBus.Error.LimitsExceeded" => Self::errno(Errno::EAGAIN),
-            "DBus.Error.NoMemory" => Self::errno(Errno::ENOMEM),
-            "DBus.Error.InvalidArgs" => Self::errno(Errno::EINVAL),
-            "DBus.Error.FileNotFound" => Self::errno(Errno::ENOENT),
-            "DBus.Error.FileExists" => Self::errno(Errno::EEXIST),
-            "DBus.Error.Timeout" => Self::errno(Errno::ETIMEDOUT),
-            _ => Self::errno(Errno::EIO),
-        }
     }
 }
 
@@ -282,19 +248,5 @@ mod tests {
         assert_eq!(p.need::<String>("name"), Err(Refusal::invalid("name")));
         assert_eq!(p.finish(), Ok(()));
         assert_eq!(parameters(r#"{"other":1}"#).finish(), Err(Refusal::invalid("other")));
-    }
-
-    #[test]
-    fn failures_keep_their_meaning() {
-        let text = |failure: Failure| {
-            String::from_utf8(refusal(&Refusal::translate(&failure, "io.systemd.Machine"))).expect("text")
-        };
-        assert_eq!(
-            text(Failure::no_such_machine("x")),
-            "{\"error\":\"io.systemd.Machine.NoSuchMachine\",\"parameters\":{}}\0"
-        );
-        let errno = text(Failure::errno(Errno::EBUSY, "in use"));
-        assert!(errno.contains(r#""errnoName":"EBUSY""#) && errno.contains(r#""errno":16"#), "{errno}");
-        assert!(text(Failure::errno(Errno::EPERM, "no")).contains("org.varlink.service.PermissionDenied"));
     }
 }

@@ -13,10 +13,10 @@ use zbus::connection::Builder;
 use zbus::wire::{Fd, OwnedObjectPath, Variant};
 use zruntime::SharedRuntime;
 
-use super::helper::Job;
-use super::{Failure, Outcome, Shell};
+use super::job::{Job, Shell};
+use crate::bus::label::escape;
 use crate::bus::systemd1::{self, Manager, Signals};
-use crate::daemon::dbus::objects::escape;
+use crate::daemon::core::error::{Failure, Outcome};
 use crate::sys::Errno;
 
 /// How long a machine's bus may take for all we ask of it.
@@ -36,7 +36,7 @@ pub(super) async fn has_systemd(bus: &Connection) -> Outcome<bool> {
 }
 
 /// Starts what `job` asks for on the terminal, by the systemd on that bus.
-pub(super) async fn start(bus: &Connection, path: &str, peer: &OwnedFd, job: &Job) -> Outcome<()> {
+pub(super) async fn start(bus: &Connection, path: &str, peer: &OwnedFd, job: &Job) -> Outcome {
     let number = path.rsplit('/').next().unwrap_or_default();
     match job {
         Job::Pty => Ok(()),
@@ -48,7 +48,7 @@ pub(super) async fn start(bus: &Connection, path: &str, peer: &OwnedFd, job: &Jo
     }
 }
 
-async fn start_shell(bus: &Connection, number: &str, path: &str, peer: &OwnedFd, shell: &Shell) -> Outcome<()> {
+async fn start_shell(bus: &Connection, number: &str, path: &str, peer: &OwnedFd, shell: &Shell) -> Outcome {
     // systemd replaces variables in arguments; what was asked for is meant as it is.
     let literal = |text: &str| text.replace('$', "$$");
     let (program, args) = if shell.path.is_empty() {
@@ -101,7 +101,7 @@ pub(super) fn ask(
     path: &str,
     peer: OwnedFd,
     job: &Job,
-    opened: impl FnOnce() -> Outcome<()>,
+    opened: impl FnOnce() -> Outcome,
 ) -> Outcome<Option<String>> {
     // A helper that needs more is talked to by something that is no bus.
     setrlimit(Resource::RLIMIT_AS, MEMORY, MEMORY).map_err(|e| Failure::errno(e, "Cannot limit the helper."))?;

@@ -19,7 +19,10 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use zruntime::{AsyncIo, Shared, SharedRuntime};
 
-use super::{Failure, Outcome, Shell, guest_systemd};
+use super::guest_systemd;
+use super::job::Job;
+use crate::daemon::core::error::{Failure, Outcome};
+use crate::daemon::core::registry::HOST;
 use crate::enter::{self, EnterError, Place, Pty, Running};
 use crate::running::state::{self, State};
 use crate::spec::{InitKind, Layout, MachineName};
@@ -27,6 +30,8 @@ use crate::sys::path::RootFd;
 use crate::sys::process::{self, Ended};
 use crate::sys::{Context as _, Errno, Error, socket};
 
+/// How long a helper may take for its answer; clients give up after 25 s.
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 /// Where the bus of a machine is, if it has one.
 const BUS: &str = "/run/dbus/system_bus_socket";
 /// How long the machine may take to let us connect to it.
@@ -35,30 +40,6 @@ const CONNECT: Duration = Duration::from_secs(3);
 const EXECUTE: Duration = Duration::from_secs(10);
 /// Largest message between daemon and helper: it holds the arguments and variables of a command.
 const MESSAGE: usize = 192 << 10;
-
-/// What to do on a new terminal of a machine.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Job {
-    /// Nothing; both ends are wanted.
-    Pty,
-    /// A login, or a shell for root where the machine has no program that asks who it is.
-    Login {
-        /// Whether it may be a shell.
-        root_shell: bool,
-    },
-    Shell(Shell),
-}
-
-impl Job {
-    /// What it is called in the log.
-    pub(super) fn named(&self) -> String {
-        match self {
-            Self::Pty => "a terminal".into(),
-            Self::Login { .. } => "a login".into(),
-            Self::Shell(shell) => format!("a shell for user {}", shell.user),
-        }
-    }
-}
 
 /// What a helper is sent for; the leader's pidfd comes along.
 #[derive(Debug, Serialize, Deserialize)]
@@ -78,13 +59,7 @@ pub(super) enum Answer {
         /// It will say how the command ended.
         stays: bool,
     },
-    /// An error as the bus has it.
-    Failed {
-        /// Its name.
-        name: String,
-        /// One line.
-        text: String,
-    },
+    Failed(Failure),
     /// How the command ended, as the end of a sentence.
     Ended(String),
 }
@@ -119,7 +94,7 @@ impl Helper {
         Ok(helper)
     }
 
-    fn send(&self, leader: &OwnedFd, visit: &Visit) -> Outcome<()> {
+    fn send(&self, leader: &OwnedFd, visit: &Visit) -> Outcome {
         let data = serde_json::to_vec(visit).map_err(Failure::failed)?;
         if data.len() > MESSAGE {
             return Err(Failure::errno(Errno::E2BIG, "Arguments and environment are too long."));
@@ -219,19 +194,18 @@ pub fn serve(layout: &Layout) -> crate::sys::Result<()> {
     let leader = received.fds.into_iter().next().ok_or_else(unusable)?;
     let result = catch_unwind(AssertUnwindSafe(|| visit_machine(layout, &socket, &leader, &visit)));
     if let Err(failure) = result.unwrap_or_else(|_| Err(Failure::failed("The helper that enters machines failed."))) {
-        let Failure { name, text } = failure;
         // A daemon that is gone needs no answer.
-        let _ = say(&socket, &Answer::Failed { name: name.into_owned(), text }, &[]);
+        let _ = say(&socket, &Answer::Failed(failure), &[]);
     }
     Ok(())
 }
 
-fn say(socket: &OwnedFd, answer: &Answer, fds: &[BorrowedFd<'_>]) -> Outcome<()> {
+fn say(socket: &OwnedFd, answer: &Answer, fds: &[BorrowedFd<'_>]) -> Outcome {
     let data = serde_json::to_vec(answer).map_err(Failure::failed)?;
     Ok(socket::send(socket, &data, fds)?)
 }
 
-fn visit_machine(layout: &Layout, socket: &OwnedFd, leader: &OwnedFd, visit: &Visit) -> Outcome<()> {
+fn visit_machine(layout: &Layout, socket: &OwnedFd, leader: &OwnedFd, visit: &Visit) -> Outcome {
     let pid = process::pidfd_number(leader)?.as_raw();
     let state = own_state(layout, visit, pid);
     let place = match &state {
@@ -245,7 +219,7 @@ fn visit_machine(layout: &Layout, socket: &OwnedFd, leader: &OwnedFd, visit: &Vi
         return say(socket, &Answer::Opened { path, stays: false }, &[pty.master.as_fd(), pty.peer.as_fd()]);
     }
     let target = place.target(leader.as_fd());
-    if visit.name != super::HOST && runs_systemd(state.as_ref(), pid) {
+    if visit.name != HOST && runs_systemd(state.as_ref(), pid) {
         match enter::connect(&target, BUS, CONNECT) {
             Ok(stream) => {
                 let Pty { master, peer, path } = pty;
@@ -391,7 +365,6 @@ fn wait(begun: Begun) -> String {
     }
 }
 
-/// As the bus has it.
 fn failure(error: &EnterError) -> Failure {
     match error {
         EnterError::Request(_) | EnterError::User(_) => Failure::invalid_args(error),

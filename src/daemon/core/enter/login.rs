@@ -4,8 +4,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use super::LIMIT;
-use super::helper::{Answer, Helper, Job, Visit};
+use super::helper::{Answer, Helper, LIMIT, Visit};
+use super::job::Job;
 use crate::spec::{Layout, MachineName};
 
 /// A login on a new terminal of a machine.
@@ -31,7 +31,7 @@ impl Login {
             other => {
                 helper.stop();
                 Err(match other {
-                    Ok(Some((Answer::Failed { text, .. }, _))) => text,
+                    Ok(Some((Answer::Failed(failure), _))) => failure.text,
                     Ok(Some(_)) => "the helper ended".into(),
                     Ok(None) => format!("the machine did not let us within {} s", LIMIT.as_secs()),
                     Err(failure) => failure.text,
