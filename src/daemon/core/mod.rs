@@ -22,3 +22,4 @@ mod restart;
 pub(crate) mod scope;
 pub(crate) mod state;
 pub(crate) mod units;
+pub(crate) mod verbs;

@@ -15,9 +15,9 @@ use super::paths::{self, IMAGES, MACHINES, OWN_MACHINES, UNITS};
 use super::{image, log_control, machine, machinist1, manager, systemd1_facade};
 use crate::bus::label::{escape, unescape};
 use crate::daemon::core::error::Failure;
-use crate::daemon::core::images;
 use crate::daemon::core::registry::HOST;
 use crate::daemon::core::state::Daemon;
+use crate::daemon::core::{images, verbs};
 
 /// What a path stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,10 +77,7 @@ async fn resolve(daemon: &Arc<Daemon>, call: &Call) -> Answer<Object> {
         return unescape(label).filter(|name| images::exists(daemon, name)).map(Object::Image).ok_or_else(unknown);
     }
     if let Some(label) = path.strip_prefix(OWN_MACHINES).and_then(|p| p.strip_prefix('/')) {
-        return unescape(label)
-            .filter(|name| machinist1::exists(daemon, name))
-            .map(Object::OwnMachine)
-            .ok_or_else(unknown);
+        return unescape(label).filter(|name| verbs::exists(daemon, name)).map(Object::OwnMachine).ok_or_else(unknown);
     }
     if let Some(label) = path.strip_prefix(UNITS).and_then(|p| p.strip_prefix('/'))
         && daemon.stands_in()
@@ -164,7 +161,7 @@ fn introspect(daemon: &Daemon, object: &Object, path: &str) -> String {
             std::iter::once(escape(HOST)).chain(names).collect()
         }
         (Object::OwnManager, _) => vec!["machine".into()],
-        (Object::Node, OWN_MACHINES) => machinist1::names(daemon).iter().map(|name| escape(name)).collect(),
+        (Object::Node, OWN_MACHINES) => verbs::names(daemon).iter().map(|name| escape(name)).collect(),
         (Object::Node, IMAGES) => images::names(daemon).iter().map(|name| escape(name)).collect(),
         (Object::Node, _) => {
             let base = if path == "/" { "" } else { path };
