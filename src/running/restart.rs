@@ -1,4 +1,4 @@
-//! How a machine ended, and whether it is started again. Pure: whoever asks says what time it is.
+//! How a machine ended, and whether it is started again. Pure: the caller says what time it is.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -43,11 +43,11 @@ impl fmt::Display for End {
 pub struct Exit {
     /// What ended its payload.
     pub end: End,
-    /// Exit status for whoever ran it.
+    /// Exit status for the caller.
     pub status: u8,
     /// It is to be started again without further questions.
     pub reboot: bool,
-    /// Somebody asked for its end.
+    /// Its end was requested.
     pub asked: bool,
     /// It did not end by itself in time and was killed by its supervisor.
     pub killed: bool,
@@ -58,7 +58,7 @@ pub struct Exit {
 }
 
 impl Exit {
-    /// An end that nobody asked for.
+    /// An end that was not requested.
     pub fn unasked(end: End) -> Self {
         Self { end, status: 1, reboot: false, asked: false, killed: false, out_of_memory: false, gave_up: None }
     }
@@ -86,7 +86,7 @@ impl Exit {
 /// What follows the end of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing: its definition does not say otherwise, or somebody asked for it.
+    /// Nothing: its definition does not say otherwise, or the end was requested.
     Over,
     /// Nothing, because this has happened too often; in words.
     GiveUp(String),

@@ -28,7 +28,7 @@ pub struct StartSlot {
 impl StartSlot {
     /// Takes one of `count` slots. If all are taken, calls `busy` and waits until one is free.
     ///
-    /// Whoever waits holds nothing and can be ended by any signal. There is no order among those who wait.
+    /// A process that waits holds nothing and can be ended by any signal. There is no order among those that wait.
     ///
     /// # Errors
     ///

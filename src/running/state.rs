@@ -110,7 +110,7 @@ pub struct State {
     /// What happened to it before the last of these, to follow its name.
     #[serde(default)]
     pub last_end: Option<String>,
-    /// Whoever finds it without its supervisor starts it again by these rules; unset if somebody else sees to that.
+    /// The daemon starts it again by these rules if its supervisor is killed; unset if that is another program's task.
     #[serde(default)]
     pub restart: Option<RestartPolicy>,
 }
@@ -129,7 +129,7 @@ pub struct RunDir {
 /// Why a run directory cannot be had.
 #[derive(Debug)]
 pub enum RunDirError {
-    /// Somebody holds the lock.
+    /// Another process holds the lock.
     Running,
     /// A call failed.
     Call(Error),
@@ -157,7 +157,7 @@ impl RunDir {
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) if has_owner(&lock)? => return Err(RunDirError::Running),
-                // Somebody was looking whether there is one; they do not take long.
+                // Another process is looking whether there is one; that does not take long.
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     std::thread::yield_now();
                     continue;
@@ -238,7 +238,7 @@ fn open_dir(path: &Path) -> sys::Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty()).call(|| format!("open('{}')", path.display()))
 }
 
-/// Waits until nobody else changes a running machine's limits, and keeps others from it as long as the result lives.
+/// Waits until no other process changes a running machine's limits, and keeps others from it as long as the result lives.
 pub fn hold_limits(layout: &Layout, name: &MachineName) -> sys::Result<OwnedFd> {
     let path = layout.run_dir(name);
     let dir = open_dir(&path)?;
@@ -266,7 +266,7 @@ pub fn read(layout: &Layout, name: &MachineName) -> sys::Result<Option<State>> {
     serde_json::from_slice(&text).map(Some).map_err(|_| broken())
 }
 
-/// The state that a supervisor which was killed has left of a machine, if nobody owns it by now.
+/// The state that a supervisor which was killed has left of a machine, if none owns it by now.
 pub fn abandoned(layout: &Layout, name: &MachineName) -> Option<State> {
     let text = std::fs::read(layout.run_dir(name).join(FILE)).ok()?;
     let state = serde_json::from_slice(&text).ok()?;
@@ -293,7 +293,7 @@ fn is_locked(dir: &OwnedFd) -> sys::Result<bool> {
     has_owner(&lock)
 }
 
-/// Whether somebody holds a lock for himself. Whoever looks shares it for a moment, which [`RunDir::acquire`] tells from
+/// Whether the lock is held exclusively. A process that looks shares it for a moment, which [`RunDir::acquire`] tells from
 /// an owner in the same way.
 fn has_owner(lock: &OwnedFd) -> sys::Result<bool> {
     match rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) {

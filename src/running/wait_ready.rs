@@ -1,4 +1,4 @@
-//! Waiting for a machine that somebody else starts.
+//! Waiting for a machine that another process starts.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -9,10 +9,10 @@ use super::state::{self, Phase};
 use crate::spec::{Layout, MachineName};
 use crate::sys::{self, Context as _, Errno, Error};
 
-/// How often we look without having been told: a killed supervisor tells nobody.
+/// How often we look without having been told: a killed supervisor tells nothing.
 const LOOK_AGAIN: u16 = 1000;
 
-/// Waits until a machine is ready; says whether it is, or nobody owns it any more.
+/// Waits until a machine is ready; says whether it is, or has no owner any more.
 pub fn ready(layout: &Layout, name: &MachineName) -> sys::Result<bool> {
     let dir = layout.run_dir(name);
     let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).call(|| "inotify_init1".into())?;

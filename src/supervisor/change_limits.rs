@@ -1,5 +1,5 @@
-//! A change of a running machine's limits, made by a child: the kernel lets who lowers a limit of memory wait until
-//! the machine has given enough up, and a supervisor waits for nobody.
+//! A change of a running machine's limits, made by a child: the kernel blocks a process that lowers a memory limit until
+//! the machine has given up enough, and a supervisor must not block.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -21,7 +21,7 @@ pub(super) struct Changing {
     new: NewLimits,
     channel: OwnedFd,
     _child: Child,
-    /// Who has asked for it.
+    /// The client that has asked for it.
     asker: OwnedFd,
 }
 
@@ -63,9 +63,9 @@ impl Changing {
         }
     }
 
-    /// Tells who has asked, who may look at the state file from then on.
+    /// Answers the client, which may look at the state file from then on.
     pub(super) fn answer(self, answer: &Answer) {
-        // Whoever went away does not need it.
+        // A client that is gone needs no answer.
         let _ = control::send(&self.asker, answer);
     }
 }

@@ -205,7 +205,7 @@ fn make_userns(map: &[IdMapEntry], shift: u32, root: &RootFd) -> sys::Result<Own
                 .filter(|e| e.of == of || e.of == IdsOf::Both)
                 .map(|e| format!("{} {} {}\n", e.host, shift.saturating_add(e.guest), e.count))
                 .collect();
-            // A map without entries is no map; one entry that nobody has keeps the rest unmapped.
+            // A map without entries is no map; one entry for an id that no process has keeps the rest unmapped.
             let lines = if lines.is_empty() { format!("{0} {0} 1\n", u32::MAX - 1) } else { lines };
             let path = format!("/proc/{pid}/{file}");
             std::fs::write(&path, lines).call(|| format!("write('{path}')"))?;

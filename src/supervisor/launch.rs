@@ -55,7 +55,7 @@ pub(super) fn create_first(
     match made {
         Ok((made, console)) => {
             let mut machine = Machine { held, session, console };
-            match made.admit(&mut machine, devices) {
+            match made.finish(&mut machine, devices) {
                 Ok(created) => Ok((machine, created)),
                 Err(error) => {
                     // The first failure is what the user needs; what stays is removed by the next start.
@@ -75,7 +75,7 @@ pub(super) fn create_first(
 pub(super) fn create(machine: &mut Machine, devices: &[HostDevice]) -> Result<Created, MachineError> {
     let (made, master) = make(&machine.held, &machine.session, devices)?;
     machine.console.replace_master(master).doing(|| "cannot go on with the console".into())?;
-    made.admit(machine, devices)
+    made.finish(machine, devices)
 }
 
 /// A test may name a step at which we die as if killed, or panic.
@@ -166,7 +166,7 @@ fn make(held: &Held, session: &Session, devices: &[HostDevice]) -> Result<(Made,
 
 impl Made {
     /// Does the host's part: state file, device filter, the entry in the table of machines.
-    fn admit(self, machine: &mut Machine, devices: &[HostDevice]) -> Result<Created, MachineError> {
+    fn finish(self, machine: &mut Machine, devices: &[HostDevice]) -> Result<Created, MachineError> {
         die_at("supervisor:ready");
         machine.held.run_dir.write(&self.boot.state).doing(|| "cannot write the machine's state".into())?;
         if machine.session.job.plan.privileges.device_filter {

@@ -158,7 +158,7 @@ fn acquire_ids(job: &Job) -> Result<Option<IdRangeLock>, MachineError> {
     idmap::acquire(&job.layout, &job.plan.name, mode).map(Some).map_err(MachineError::Ids)
 }
 
-/// `ownership = "chown"`: every writable tree of the machine, once, with a bar where somebody watches.
+/// `ownership = "chown"`: every writable tree of the machine, once, with its progress.
 fn change_owners(job: &Job, held: &HeldTree, range: IdRange) -> Result<(), MachineError> {
     let (path, fd) = match (held, &job.plan.root.source) {
         (HeldTree::Directory(directory), _) => (&directory.path, &directory.fd),

@@ -79,7 +79,7 @@ impl Session {
         }
     }
 
-    /// Tells all who wait for this boot that the machine is ready.
+    /// Tells everything that waits for this boot that the machine is ready.
     pub(super) fn tell_ready(&mut self, leader: i32) {
         self.starter.slot = None;
         if let Some(mut report) = self.starter.report.take() {

@@ -25,7 +25,7 @@ pub(super) fn run(
     supervisor: &OwnedFd,
 ) -> Result<u8, StepError> {
     process::set_name(c"stub-init");
-    // Nobody in the machine may look into the host's program.
+    // No process of the machine may look into the host's program.
     if process::set_undumpable().is_err() {
         return Ok(1);
     }

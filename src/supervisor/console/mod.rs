@@ -146,7 +146,7 @@ impl Console {
             out.push((self.master.as_fd(), master, Token::Master));
         }
         if let Some(local) = &self.local {
-            // Keys are always read, or nobody could leave a machine that reads nothing.
+            // Keys are always read, or a machine that reads nothing could not be left.
             if let Some(stdin) = local.stdin().filter(|_| idle || local.mode() == Mode::Interactive) {
                 out.push((stdin, PollFlags::POLLIN, Token::Stdin));
             }

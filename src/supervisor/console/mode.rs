@@ -11,7 +11,7 @@ pub enum Mode {
     ReadOnly,
     /// Bytes go both ways unchanged; the end of input is passed on.
     Pipe,
-    /// Nobody: only log and viewers.
+    /// None: only log and viewers.
     Detached,
 }
 
