@@ -46,6 +46,7 @@
 //! | [`running::stop`], [`running::restart`] | each init's own way to be stopped and restarted; whether a machine that has ended is started again |
 //! | [`running::wait_ready`], [`running::start_limit`] | waits for a machine that another process starts; how many begin at once |
 //! | [`enter`] | commands in a running machine |
+//! | [`enter::helper`] | our program again, for what a machine may make wait for ever; asked, answered and killed in one way |
 //! | [`enter::files`] | files of a running machine: read, shown, copied by a process of ours with no more rights than its root |
 //! | [`enter::process_limits`] | rlimits, nice and oom score: raised with the host's rights, set just before exec |
 //! | [`supervisor`] | the life of a machine, with its diagram |

@@ -3,12 +3,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{BusError, Errno};
+use super::BusError;
 use crate::sys::worker::{Child, Worker};
-use crate::sys::{self, Error, channel, socket};
+use crate::sys::{self, channel, socket};
 
 /// A child on its way; killed and reaped when dropped.
 #[derive(Debug)]
@@ -46,18 +45,13 @@ impl Errand {
 
     /// The child's answer, which must come within `limit`.
     pub(super) fn answer<T: DeserializeOwned>(&self, limit: Duration) -> Result<T, BusError> {
-        let deadline = Instant::now() + limit;
-        while !readable(&self.channel, deadline)? {
-            if Instant::now() >= deadline {
-                return Err(BusError::TimedOut(limit));
-            }
+        if !channel::wait(&self.channel, Instant::now().checked_add(limit))? {
+            return Err(BusError::TimedOut(limit));
         }
         let answer = channel::receive::<Result<T, BusError>>(&self.channel)?;
         answer.map_or_else(|| Err(lost("died")), |(answer, _)| answer)
     }
-}
 
-impl Errand {
     /// Waits for the child to end by itself.
     pub(super) fn wait(&mut self) -> sys::Result<()> {
         self.child.wait().map(drop)
@@ -80,16 +74,4 @@ impl Parent {
 /// Something has happened to the child.
 fn lost(how: &str) -> BusError {
     BusError::Failed { call: "speaking to the bus".into(), why: format!("the child for it {how}") }
-}
-
-/// Waits until there is something to read, or something interrupts, or the time is up.
-fn readable(fd: &OwnedFd, deadline: Instant) -> sys::Result<bool> {
-    let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-    let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut fds, wait) {
-        Ok(_) => Ok(fds[0].any().unwrap_or(false)),
-        Err(Errno::EINTR) => Ok(false),
-        Err(errno) => Err(Error { call: "poll".into(), errno }),
-    }
 }

@@ -27,7 +27,7 @@ use zbus::address::Transport;
 use zbus::address::transport::UnixSocket;
 
 use crate::spec::{Layout, Scope};
-use crate::sys::{self, Errno, socket};
+use crate::sys::{self, socket};
 
 pub use errand::Errand;
 

@@ -66,7 +66,7 @@ pub(crate) fn help(layout: &Layout, sealed: bool) -> Result<u8, Failure> {
     if sealed {
         exe_seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
     }
-    daemon::help(layout).map(|()| 0).map_err(|e| Failure::new(e.to_string()))
+    daemon::help(layout).map_err(|e| Failure::new(e.to_string()))
 }
 
 /// One line on standard error, with the priority that the journal reads where nobody watches.

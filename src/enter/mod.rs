@@ -19,6 +19,7 @@ mod child;
 mod confinement;
 mod descendants;
 pub mod files;
+pub mod helper;
 mod leaf_cgroup;
 pub mod process_limits;
 mod pty;

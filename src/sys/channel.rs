@@ -4,7 +4,9 @@
 //! error, never a part of one.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Errno, Error, Result, socket};
@@ -34,8 +36,9 @@ pub fn send_within<T: Serialize>(limit: usize, socket: impl AsFd, message: &T, f
 /// The same as [`receive`] with another limit.
 pub fn receive_within<T: DeserializeOwned>(limit: usize, socket: impl AsFd) -> Result<Option<(T, Vec<OwnedFd>)>> {
     let mut buffer = vec![0; limit];
-    let received = match socket::receive(socket, &mut buffer) {
-        Err(e) if e.errno == Errno::ECONNRESET => return Ok(None),
+    let received = match socket::receive(&socket, &mut buffer) {
+        // The other side has ended without reading all of ours, which is told once; what it said before is there.
+        Err(e) if e.errno == Errno::ECONNRESET => socket::receive(&socket, &mut buffer)?,
         other => other?,
     };
     if received.truncated {
@@ -50,12 +53,28 @@ pub fn receive_within<T: DeserializeOwned>(limit: usize, socket: impl AsFd) -> R
     }
 }
 
+/// Waits until there is something to receive, or until `end`; says whether there is.
+pub fn wait(socket: impl AsFd, end: Option<Instant>) -> Result<bool> {
+    loop {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let timeout = left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+        match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) if left.is_some_and(|left| left.is_zero()) => return Ok(false),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(error("poll", errno)),
+        }
+    }
+}
+
 fn error(call: &str, errno: Errno) -> Error {
     Error { call: call.to_owned(), errno }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::sys::StepError;
 
@@ -75,6 +94,16 @@ mod tests {
         let (message, fds) = receive::<i32>(&b).unwrap().unwrap();
         assert_eq!((message, fds.len()), (7, 2));
         drop((a, fds));
+        assert!(receive::<i32>(&b).unwrap().is_none());
+    }
+
+    #[test]
+    fn last_words_of_one_that_does_not_listen_arrive() {
+        let (a, b) = socket::pair().unwrap();
+        send(&b, &1, &[]).unwrap();
+        send(&a, &7, &[]).unwrap();
+        drop(a);
+        assert_eq!(receive::<i32>(&b).unwrap().map(|(message, _)| message), Some(7));
         assert!(receive::<i32>(&b).unwrap().is_none());
     }
 
@@ -99,6 +128,18 @@ mod tests {
         // Cut at the limit this would be a number, too.
         send(&a, &12345, &[]).unwrap();
         assert_eq!(errno(receive_within::<i32>(3, &b)), Some(Errno::EMSGSIZE));
+    }
+
+    #[test]
+    fn waiting_ends_with_a_message_or_the_end_or_the_time() {
+        let (a, b) = socket::pair().unwrap();
+        let soon = || Some(Instant::now() + Duration::from_millis(20));
+        assert_eq!(wait(&b, soon()), Ok(false));
+        send(&a, &1, &[]).unwrap();
+        assert_eq!((wait(&b, soon()), wait(&b, Some(Instant::now()))), (Ok(true), Ok(true)));
+        receive::<i32>(&b).unwrap();
+        drop(a);
+        assert_eq!(wait(&b, None), Ok(true));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! So it runs one closure and leaves by `_exit`: neither a return nor a panic takes it back into the frames it was copied
 //! from, and no destructor of theirs runs.
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, OsString, c_int, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -222,8 +222,8 @@ extern "C" fn begin(task: *mut c_void) -> c_int {
     exit_now(0)
 }
 
-/// What `work` gives, or why it panicked: in one line of plain characters.
-fn catch<T>(name: &CStr, work: impl FnOnce() -> T) -> std::result::Result<T, String> {
+/// What `work` gives, or why it panicked: in one line of plain characters. `name` is for tests.
+pub fn catch<T>(name: &CStr, work: impl FnOnce() -> T) -> std::result::Result<T, String> {
     let work = || {
         panic_if_asked(name.to_str().unwrap_or_default());
         work()
@@ -238,10 +238,18 @@ fn catch<T>(name: &CStr, work: impl FnOnce() -> T) -> std::result::Result<T, Str
     })
 }
 
+/// Where a test names who is to panic.
+const TEST: &str = "MACHINIST_TEST_PANIC_AT";
+
 /// Panics if a test names this place, or the worker that has come here.
 pub fn panic_if_asked(place: &str) {
-    let asked = std::env::var_os("MACHINIST_TEST_PANIC_AT").is_some_and(|asked| asked == place);
+    let asked = std::env::var_os(TEST).is_some_and(|asked| asked == place);
     assert!(!asked, "a test asks '{place}' to panic");
+}
+
+/// What a test says, for a program of ours that gets nothing else of our environment.
+pub fn asked_to_panic() -> Option<(&'static str, OsString)> {
+    std::env::var_os(TEST).map(|place| (TEST, place))
 }
 
 /// Forks with namespaces and control group (`clone(2)`): `None` in the child, its number and pidfd in the parent.

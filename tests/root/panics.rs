@@ -156,6 +156,18 @@ fn workers_of_a_running_machine_cost_it_nothing() {
         assert_eq!(output.status, 1, "{output:?}");
         assert!(output.stderr.contains("the process that entered the machine panicked: "), "{place}: {output:?}");
     }
+    let file = host.path("file");
+    std::fs::write(&file, "x").expect("write");
+    let copy = ["copy-to", &machine, file.to_str().expect("plain"), "/tmp/file"];
+    for (place, args, who) in [
+        ("machinist-copy", &copy[..], "the process that copies panicked: "),
+        ("helper", &copy, "process 'helper' panicked ("),
+        ("helper", &["login", &machine], "process 'helper' panicked ("),
+    ] {
+        let output = panicking(&host, place, args);
+        assert_eq!(output.status, 1, "{output:?}");
+        assert!(output.stderr.contains(who), "{place}: {output:?}");
+    }
     assert_eq!(held(&host), locks);
     assert!(host.run(&["start", &machine]).stderr.contains("is already running"), "the lock of its name stands");
     assert_eq!(host.sh(&machine, "echo alive"), "alive\n");

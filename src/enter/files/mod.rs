@@ -1,40 +1,32 @@
-//! What is done with files inside of a running machine: by a process of its own, with the machine's rights.
+//! What is done with files inside of a running machine: by a [`helper`], with the machine's rights.
 //!
-//! ```text
-//! daemon or command line ── ask: request + pidfd of the leader ──> this program again (`serve`)
-//!                       <── answer, or why not ──────────────────  enters what it must, works, ends
-//! ```
-//!
-//! A machine can make every access to its files wait for ever, so none is made by the one who asks: whoever has a
-//! time limit ends the other process. That one gives up the rights of the host before it touches a file of a
-//! machine with a user namespace; what the machine's root could not do cannot be done for it. A process is needed
-//! anyway: only one with a single thread may change its user and mount namespace.
+//! A machine can make every access to its files wait for ever, so none is made by the one who asks. The helper gives up the
+//! rights of the host before it touches a file of a machine with a user namespace; what the machine's root could not do
+//! cannot be done for it.
 
 mod bind;
 mod copy;
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 pub use bind::Bind;
 pub use copy::{Copy, Direction};
 
+use super::helper::{self, Helper};
 use crate::sys::namespace::{self, Kind};
 use crate::sys::path::RootFd;
 use crate::sys::process::ns;
-use crate::sys::{self, Context as _, Errno, mount, process, socket};
+use crate::sys::{self, Context as _, Errno, mount, process};
 use crate::tree::metadata;
 
 /// The verb, hidden from users, by which this program is run again for [`serve`].
 pub const VERB: &str = "inside";
-
-const PROGRAM: &str = "/proc/self/exe";
 
 /// What to do in a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,86 +88,32 @@ impl std::error::Error for InsideError {}
 
 type Outcome<T> = Result<T, InsideError>;
 
-/// Ends the other process, which has nothing to do after its answer.
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        // It fails only for one that has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Has `request` done in the machine of `leader`, and waits for it.
 ///
 /// # Errors
 /// ETIMEDOUT when it took longer than `limit`, ESRCH when the machine has ended, else what went wrong there.
 pub fn ask(leader: impl AsFd, request: &Request, limit: Option<Duration>) -> Outcome<(Answer, Option<OwnedFd>)> {
-    let (ours, theirs) = socket::pair()?;
-    let child = Command::new(PROGRAM)
-        .arg(VERB)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::from(theirs))
-        .stdout(Stdio::null())
-        .spawn()
-        .call(|| format!("running '{PROGRAM}' again"))?;
-    // Dropped before the answer is given on, so that no zombie stays.
-    let _child = Guard(child);
-    let data = serde_json::to_vec(request).map_err(|e| InsideError::new(Errno::EINVAL, e.to_string()))?;
-    socket::send(&ours, &data, &[leader.as_fd()])?;
-    wait(&ours, limit)?;
-    let mut buffer = vec![0; 256 << 10];
-    let received = socket::receive(&ours, &mut buffer)?;
-    let lost = || InsideError::new(Errno::EIO, "the process that entered the machine ended without an answer");
-    if received.len == 0 {
-        return Err(lost());
-    }
-    let answer: Outcome<Answer> = serde_json::from_slice(&buffer[..received.len]).map_err(|_| lost())?;
-    answer.map(|answer| (answer, received.fds.into_iter().next()))
-}
-
-fn wait(socket: &OwnedFd, limit: Option<Duration>) -> Outcome<()> {
-    let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-    loop {
-        let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-        let timeout = left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
-        match nix::poll::poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) if deadline.is_some_and(|end| Instant::now() >= end) => {
-                return Err(InsideError::new(Errno::ETIMEDOUT, "the machine did not answer in time"));
-            }
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(()),
-            Err(errno) => return Err(sys::Error { call: "poll".into(), errno }.into()),
+    let mut command = Command::new(helper::PROGRAM);
+    command.arg(VERB).current_dir("/");
+    let helper = Helper::start(command, leader, request)?;
+    let answer = helper.answer::<Outcome<Answer>>(limit);
+    // Before the answer is given on, so that no zombie stays.
+    helper.stop();
+    match answer {
+        Ok(Some((answer, fds))) => answer.map(|answer| (answer, fds.into_iter().next())),
+        Err(e) if e.errno == Errno::ETIMEDOUT => Err(InsideError::new(e.errno, "the machine did not answer in time")),
+        Ok(None) | Err(_) => {
+            Err(InsideError::new(Errno::EIO, "the process that entered the machine ended without an answer"))
         }
     }
 }
 
-/// Is the other process: takes one request from standard input, answers there, and gives the exit status.
+/// Is the other process, and gives its exit status.
 pub fn serve() -> u8 {
-    let stdin = std::io::stdin();
-    let result = take(stdin.as_fd()).and_then(|(request, leader)| work(&request, &leader));
-    let (answer, fd) = match result {
-        Ok((answer, fd)) => (Ok(answer), fd),
-        Err(error) => (Err(error), None),
-    };
-    let failed = answer.is_err();
-    let Ok(data) = serde_json::to_vec(&answer) else { return 1 };
-    let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
-    // Whoever asked may have gone away.
-    let sent = socket::send(stdin.as_fd(), &data, &fds);
-    u8::from(failed || sent.is_err())
-}
-
-fn take(socket: BorrowedFd<'_>) -> Outcome<(Request, Leader)> {
-    let mut buffer = vec![0; 64 << 10];
-    let received = socket::receive(socket, &mut buffer)?;
-    let request = serde_json::from_slice(&buffer[..received.len]);
-    let request = request.map_err(|e| InsideError::new(Errno::EINVAL, format!("no request: {e}")))?;
-    let pidfd = received.fds.into_iter().next();
-    let pidfd = pidfd.ok_or_else(|| InsideError::new(Errno::EBADF, "no descriptor of a machine"))?;
-    Ok((request, Leader::new(pidfd)?))
+    helper::serve(std::io::stdin().as_fd(), |request, leader| {
+        let (answer, fd) = work(&request, &Leader::new(leader)?)?;
+        Ok::<_, InsideError>(Some((answer, fd.into_iter().collect())))
+    })
 }
 
 /// First process of the machine.

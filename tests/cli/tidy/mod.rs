@@ -61,7 +61,7 @@ const KEPT: [(&[&str], &[&str]); 10] = [
     (&["zbus::", "zbus_polkit::"], &["bus", "daemon", "sys/message.rs"]),
     (&["zruntime::", "async fn", ".await"], &["daemon", "bus"]),
     // Children are made by `sys::worker`, which keeps them out of their parent's frames.
-    (&["Fork::", "fork(", "clone3("], &["sys"]),
+    (&["Fork::", "fork(", "clone3(", "catch_unwind("], &["sys"]),
     (&["thread::spawn", "thread::scope", "thread::Builder"], &[]),
 ];
 

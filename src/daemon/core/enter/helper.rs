@@ -9,9 +9,8 @@
 //!
 //! It has one thread until it speaks to a bus, so it may fork. What it starts goes on without it and without the daemon.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Child, Command, Stdio};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -23,12 +22,13 @@ use super::guest_systemd;
 use super::job::Job;
 use crate::daemon::core::error::{Failure, Outcome};
 use crate::daemon::core::registry::HOST;
+use crate::enter::helper::{self, Helper};
 use crate::enter::{self, EnterError, Place, Pty, Running};
 use crate::running::state::{self, State};
 use crate::spec::{InitKind, Layout, MachineName};
 use crate::sys::path::RootFd;
 use crate::sys::process::{self, Ended};
-use crate::sys::{Context as _, Errno, Error, socket};
+use crate::sys::{Context as _, Errno, Error};
 
 /// How long a helper may take for its answer; clients give up after 25 s.
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
@@ -38,8 +38,6 @@ const BUS: &str = "/run/dbus/system_bus_socket";
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long it may take until a command has been executed.
 const EXECUTE: Duration = Duration::from_secs(10);
-/// Largest message between daemon and helper: it holds the arguments and variables of a command.
-const MESSAGE: usize = 192 << 10;
 
 /// What a helper is sent for; the leader's pidfd comes along.
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,7 +47,7 @@ pub(super) struct Visit {
     pub(super) job: Job,
 }
 
-/// What a helper says.
+/// What a helper says, if all is well.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     /// The terminal's master comes along, and the other end if only a terminal was wanted.
@@ -59,16 +57,8 @@ pub(super) enum Answer {
         /// It will say how the command ended.
         stays: bool,
     },
-    Failed(Failure),
     /// How the command ended, as the end of a sentence.
     Ended(String),
-}
-
-/// A helper just started.
-#[derive(Debug)]
-pub(super) struct Helper {
-    child: Child,
-    socket: OwnedFd,
 }
 
 /// A helper whose answers are awaited.
@@ -78,84 +68,34 @@ pub(super) struct Serving {
     socket: AsyncIo<OwnedFd, Shared>,
 }
 
-impl Helper {
-    /// Starts a helper as `command`, our program: `sealed` if the machine could write to our program through it.
-    pub(super) fn start(mut command: Command, leader: &OwnedFd, visit: &Visit, sealed: bool) -> Outcome<Self> {
-        let (ours, theirs) = socket::pair()?;
-        command.args(std::iter::once("helper").chain(sealed.then_some("--sealed")));
-        command.env_clear().stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::inherit());
-        let child = command.spawn().call(|| "spawn('/proc/self/exe helper')".into())?;
-        drop(command);
-        let mut helper = Self { child, socket: ours };
-        if let Err(failure) = helper.send(leader, visit) {
-            helper.stop();
-            return Err(failure);
-        }
-        Ok(helper)
-    }
-
-    fn send(&self, leader: &OwnedFd, visit: &Visit) -> Outcome {
-        let data = serde_json::to_vec(visit).map_err(Failure::failed)?;
-        if data.len() > MESSAGE {
-            return Err(Failure::errno(Errno::E2BIG, "Arguments and environment are too long."));
-        }
-        Ok(socket::send(&self.socket, &data, &[leader.as_fd()])?)
-    }
-
-    /// The same for callers without a runtime: its first answer, or nothing within `limit`.
-    pub(super) fn wait(&self, limit: Duration) -> Outcome<Option<(Answer, Vec<OwnedFd>)>> {
-        let end = Instant::now() + limit;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match nix::poll::poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(0) => return Ok(None),
-                Ok(_) => break,
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Error { call: "poll".into(), errno }.into()),
-            }
-        }
-        let mut buffer = vec![0; 4096];
-        let received = socket::receive(&self.socket, &mut buffer)?;
-        let answer = serde_json::from_slice(&buffer[..received.len]);
-        answer.map(|answer| Some((answer, received.fds))).map_err(|_| Failure::failed("The helper ended."))
-    }
-
-    /// Readable when it has said something, or has ended.
-    pub(super) fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-
-    /// Ends it, and what it has not executed yet.
-    pub(super) fn stop(&mut self) {
-        // It has ended already, or it ends now.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
-    /// Makes ready to wait for its answers.
-    pub(super) fn serve(self, runtime: &SharedRuntime) -> Outcome<Serving> {
-        let Self { child, socket } = self;
-        rustix::io::ioctl_fionbio(&socket, true).call(|| "ioctl(FIONBIO)".into())?;
-        let socket = AsyncIo::<_, Shared>::new_nonblocking(runtime, socket).map_err(Failure::failed)?;
-        Ok(Serving { child, socket })
-    }
+/// Starts a helper as `command`, our program: `sealed` if the machine could write to our program through it.
+pub(super) fn start(mut command: Command, leader: &OwnedFd, visit: &Visit, sealed: bool) -> Outcome<Helper> {
+    command.args(std::iter::once("helper").chain(sealed.then_some("--sealed")));
+    Helper::start(command, leader, visit).map_err(|e| match e.errno {
+        Errno::EMSGSIZE => Failure::errno(Errno::E2BIG, "Arguments and environment are too long."),
+        _ => e.into(),
+    })
 }
 
 impl Serving {
+    /// Makes ready to wait for a helper's answers.
+    pub(super) fn new(helper: Helper, runtime: &SharedRuntime) -> Outcome<Self> {
+        let Helper { child, socket } = helper;
+        rustix::io::ioctl_fionbio(&socket, true).call(|| "ioctl(FIONBIO)".into())?;
+        let socket = AsyncIo::<_, Shared>::new_nonblocking(runtime, socket).map_err(Failure::failed)?;
+        Ok(Self { child, socket })
+    }
+
     /// The next thing it says.
     pub(super) async fn answer(&self) -> Outcome<(Answer, Vec<OwnedFd>)> {
-        let lost = || Failure::failed("The helper that enters machines ended without an answer.");
         loop {
             self.socket.readable().await.map_err(Failure::failed)?;
-            let mut buffer = vec![0; 4096];
-            match socket::receive(self.socket.get_ref(), &mut buffer) {
-                Ok(received) => {
-                    let answer = serde_json::from_slice(&buffer[..received.len]).map_err(|_| lost())?;
-                    return Ok((answer, received.fds));
-                }
+            match helper::answer::<Outcome<Answer>>(self.socket.get_ref()) {
+                Ok(Some((answer, fds))) => return answer.map(|answer| (answer, fds)),
                 Err(e) if e.errno == Errno::EAGAIN => {}
-                Err(_) => return Err(lost()),
+                Ok(None) | Err(_) => {
+                    return Err(Failure::failed("The helper that enters machines ended without an answer."));
+                }
             }
         }
     }
@@ -169,17 +109,15 @@ impl Serving {
 
     /// Ends a helper, and what it has not executed yet.
     pub(super) async fn kill(mut self) {
-        // It has ended already, or it ends now.
-        let _ = self.child.kill();
-        let _ = zruntime::unblock(move || self.child.wait()).await;
+        let _ = zruntime::unblock(move || helper::stop(&mut self.child)).await;
     }
 }
 
 /// Is a helper: does what the daemon says over standard input, and comes back when that is over.
 ///
 /// # Errors
-/// If nobody sent us.
-pub fn serve(layout: &Layout) -> crate::sys::Result<()> {
+/// If standard input is no socket of the daemon's.
+pub fn serve(layout: &Layout) -> crate::sys::Result<u8> {
     let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).call(|| "dup(standard input)".into())?;
     // Nothing of the daemon's may be inherited by what is visible in a machine.
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
@@ -187,25 +125,20 @@ pub fn serve(layout: &Layout) -> crate::sys::Result<()> {
     rustix::stdio::dup2_stdin(&null).call(|| "dup2(0)".into())?;
     rustix::stdio::dup2_stdout(&null).call(|| "dup2(1)".into())?;
     rustix::stdio::dup2_stderr(&null).call(|| "dup2(2)".into())?;
-    let mut data = vec![0; MESSAGE];
-    let received = socket::receive(&socket, &mut data)?;
-    let unusable = || Error { call: "reading what the daemon wants".into(), errno: Errno::EPROTO };
-    let visit: Visit = serde_json::from_slice(&data[..received.len]).map_err(|_| unusable())?;
-    let leader = received.fds.into_iter().next().ok_or_else(unusable)?;
-    let result = catch_unwind(AssertUnwindSafe(|| visit_machine(layout, &socket, &leader, &visit)));
-    if let Err(failure) = result.unwrap_or_else(|_| Err(Failure::failed("The helper that enters machines failed."))) {
-        // A daemon that is gone needs no answer.
-        let _ = say(&socket, &Answer::Failed(failure), &[]);
-    }
-    Ok(())
+    Ok(helper::serve(socket.as_fd(), |visit, leader| visit_machine(layout, &socket, &leader, &visit)))
 }
 
-fn say(socket: &OwnedFd, answer: &Answer, fds: &[BorrowedFd<'_>]) -> Outcome {
-    let data = serde_json::to_vec(answer).map_err(Failure::failed)?;
-    Ok(socket::send(socket, &data, fds)?)
+/// Says that the terminal is open, before the last answer.
+fn opened(socket: &OwnedFd, path: &str, stays: bool, master: &OwnedFd) -> Outcome {
+    let answer = Answer::Opened { path: path.to_owned(), stays };
+    Ok(helper::say::<_, Failure>(socket, Ok(&answer), &[master.as_fd()])?)
 }
 
-fn visit_machine(layout: &Layout, socket: &OwnedFd, leader: &OwnedFd, visit: &Visit) -> Outcome {
+/// A helper's last answer, if it has one to give at its end.
+type Last = Option<(Answer, Vec<OwnedFd>)>;
+
+/// Does what is wanted; gives the last answer.
+fn visit_machine(layout: &Layout, socket: &OwnedFd, leader: &OwnedFd, visit: &Visit) -> Outcome<Last> {
     let pid = process::pidfd_number(leader)?.as_raw();
     let state = own_state(layout, visit, pid);
     let place = match &state {
@@ -214,9 +147,9 @@ fn visit_machine(layout: &Layout, socket: &OwnedFd, leader: &OwnedFd, visit: &Vi
     };
     let place = place.ok_or_else(|| Failure::failed("The machine is frozen."))?;
     let pty = Pty::open_in(leader, place.root)?;
-    let path = pty.path.clone();
     if visit.job == Job::Pty {
-        return say(socket, &Answer::Opened { path, stays: false }, &[pty.master.as_fd(), pty.peer.as_fd()]);
+        let Pty { master, peer, path } = pty;
+        return Ok(Some((Answer::Opened { path, stays: false }, vec![master, peer])));
     }
     let target = place.target(leader.as_fd());
     if visit.name != HOST && runs_systemd(state.as_ref(), pid) {
@@ -224,13 +157,11 @@ fn visit_machine(layout: &Layout, socket: &OwnedFd, leader: &OwnedFd, visit: &Vi
             Ok(stream) => {
                 let Pty { master, peer, path } = pty;
                 let stays = matches!(visit.job, Job::Shell(_));
-                let answer = Answer::Opened { path: path.clone(), stays };
+                let at = path.clone();
                 // It takes ours along: closing the caller's is to end the shell.
-                let opened = move || say(socket, &answer, &[master.as_fd()]);
-                return match guest_systemd::ask(stream, &path, peer, &visit.job, opened)? {
-                    Some(how) => say(socket, &Answer::Ended(how), &[]),
-                    None => Ok(()),
-                };
+                let opened = move || opened(socket, &at, stays, &master);
+                let how = guest_systemd::ask(stream, &path, peer, &visit.job, opened)?;
+                return Ok(how.map(|how| (Answer::Ended(how), Vec::new())));
             }
             // Nobody is there.
             Err(EnterError::Connect(cause)) if is_absence(cause.errno) => {}
@@ -238,10 +169,9 @@ fn visit_machine(layout: &Layout, socket: &OwnedFd, leader: &OwnedFd, visit: &Vi
         }
     }
     let begun = execute(&target, &visit.job, &pty)?;
-    say(socket, &Answer::Opened { path, stays: true }, &[pty.master.as_fd()])?;
+    opened(socket, &pty.path, true, &pty.master)?;
     drop(pty);
-    let how = wait(begun);
-    say(socket, &Answer::Ended(how), &[])
+    Ok(Some((Answer::Ended(wait(begun)), Vec::new())))
 }
 
 /// What our supervisor says of the machine, if it is one of ours.

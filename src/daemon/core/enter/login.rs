@@ -1,12 +1,15 @@
 //! A login without a daemon, by the same helper: for root's command line.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use super::helper::{Answer, Helper, LIMIT, Visit};
+use super::helper::{self, Answer, LIMIT, Visit};
 use super::job::Job;
+use crate::daemon::core::error::Outcome;
+use crate::enter::helper::Helper;
 use crate::spec::{Layout, MachineName};
+use crate::sys::Errno;
 
 /// A login on a new terminal of a machine.
 #[derive(Debug)]
@@ -25,19 +28,18 @@ impl Login {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("machinist").arg("--root").arg(layout.root()).process_group(0);
         let visit = Visit { name: name.as_str().to_owned(), job: Job::Login { root_shell: true } };
-        let mut helper = Helper::start(command, leader, &visit, sealed).map_err(|failure| failure.text)?;
-        match helper.wait(LIMIT) {
-            Ok(Some((Answer::Opened { stays, .. }, fds))) => Ok(Self { helper, stays, master: fds.into_iter().next() }),
-            other => {
-                helper.stop();
-                Err(match other {
-                    Ok(Some((Answer::Failed(failure), _))) => failure.text,
-                    Ok(Some(_)) => "the helper ended".into(),
-                    Ok(None) => format!("the machine did not let us within {} s", LIMIT.as_secs()),
-                    Err(failure) => failure.text,
-                })
+        let helper = helper::start(command, leader, &visit, sealed).map_err(|failure| failure.text)?;
+        let error = match helper.answer::<Outcome<Answer>>(Some(LIMIT)) {
+            Ok(Some((Ok(Answer::Opened { stays, .. }), fds))) => {
+                return Ok(Self { helper, stays, master: fds.into_iter().next() });
             }
-        }
+            Ok(Some((Err(failure), _))) => failure.text,
+            Ok(Some((Ok(Answer::Ended(_)), _)) | None) => "the helper ended".into(),
+            Err(e) if e.errno == Errno::ETIMEDOUT => format!("the machine did not let us within {} s", LIMIT.as_secs()),
+            Err(e) => e.to_string(),
+        };
+        helper.stop();
+        Err(error)
     }
 
     /// The terminal's master, once.
@@ -47,6 +49,6 @@ impl Login {
 
     /// Readable when the login is over; nothing if only the machine's systemd knows that.
     pub fn over(&self) -> Option<BorrowedFd<'_>> {
-        self.stays.then(|| self.helper.socket())
+        self.stays.then(|| self.helper.socket.as_fd())
     }
 }

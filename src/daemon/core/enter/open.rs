@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::guest_systemd;
-use super::helper::{Answer, Helper, LIMIT, Visit};
+use super::helper::{self, Answer, LIMIT, Serving, Visit};
 use super::job::{Job, Shell};
 use crate::daemon::core::caller::Caller;
 use crate::daemon::core::error::{Failure, Outcome};
@@ -100,9 +100,9 @@ async fn visit_machine(daemon: &Arc<Daemon>, leader: &Process, visit: Visit, sea
     let runtime = daemon.runtime.clone();
     let start = {
         let program = daemon.program([""; 0]);
-        move || Helper::start(program, &leader, &visit, sealed)
+        move || helper::start(program, &leader, &visit, sealed)
     };
-    let helper = daemon.blocking(start).await??.serve(&runtime)?;
+    let helper = Serving::new(daemon.blocking(start).await??, &runtime)?;
     let Ok(answer) = runtime.timeout(LIMIT, helper.answer()).await else {
         helper.kill().await;
         let text = format!("The machine did not let us open {what} within {} s.", LIMIT.as_secs());
@@ -123,7 +123,6 @@ async fn visit_machine(daemon: &Arc<Daemon>, leader: &Process, visit: Visit, sea
             runtime.spawn("helper", ending).detach();
             return opened.ok_or_else(|| Failure::failed("The helper sent no terminal."));
         }
-        Ok((Answer::Failed(failure), _)) => failure,
         Ok((Answer::Ended(_), _)) => Failure::failed("The helper ended."),
         Err(failure) => failure,
     };
