@@ -14,7 +14,7 @@ pub(super) struct Backoff {
 
 #[derive(Debug)]
 enum Next {
-    /// It is started again then; `None` is too far away to be told.
+    /// It is started again then; `None` is too far away to be expressed.
     Start(Option<Instant>),
     /// It is not started again.
     Nothing,
@@ -23,7 +23,7 @@ enum Next {
 /// What follows when a delay is over.
 #[derive(Debug)]
 pub(super) enum After {
-    /// Another start; the end before was a kill of ours, or not.
+    /// Another start; `killed` if the end before was our kill.
     Start { killed: bool },
     /// The end, as a request has it.
     End(Exit),
@@ -61,5 +61,27 @@ impl Backoff {
             // The request has been carried out, which is no failure.
             Next::Nothing => Ok(After::End(Exit { status: 0, asked: true, ..self.exit })),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::running::restart::End;
+
+    #[test]
+    fn a_delay_ends_by_time_by_a_reboot_or_by_a_stop() {
+        let begin = |delay| Backoff::new(Exit::unasked(End::Exited(3)), delay);
+        assert!(matches!(begin(Duration::ZERO).step(), Ok(After::Start { killed: false })));
+        let mut long = begin(Duration::from_secs(3600)).step().expect_err("not over");
+        long.obey(Verdict::Ignore, Goal::Poweroff);
+        let mut long = long.step().expect_err("not over");
+        long.obey(Verdict::Accept, Goal::Reboot);
+        assert!(matches!(long.step(), Ok(After::Start { .. })));
+        let mut endless = begin(Duration::MAX);
+        assert_eq!(endless.due(), None);
+        endless.obey(Verdict::Accept, Goal::Poweroff);
+        let After::End(exit) = endless.step().expect("over") else { panic!("started again") };
+        assert_eq!((exit.status, exit.asked, exit.end), (0, true, End::Exited(3)));
     }
 }

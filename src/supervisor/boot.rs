@@ -32,7 +32,7 @@ impl Boot {
     }
 }
 
-/// What others may know of the boot that begins.
+/// The state file of a boot that begins.
 pub(super) fn state(
     held: &Held,
     session: &Session,

@@ -1,4 +1,4 @@
-//! From what is held to a machine whose payload has been executed, in two steps: [`create`] and [`Created::start`].
+//! From what is held to a machine whose payload has been executed, in two steps: create and start.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -205,7 +205,7 @@ impl Created {
             let stub = sequence.phase() == Phase::Waiting;
             match handshake::receive::<FromChild>(&mut sequence, &channel).doing(talk)? {
                 Some((FromChild::Waiting, _)) => {}
-                // It may have ended already: that is the payload's own story, told by its exit status.
+                // It may have ended already: then its exit status is the payload's.
                 None if stub || has_executed(boot.state.leader) => break,
                 Some((FromChild::Failed(failure), _)) => {
                     // Reaped here, because no loop waits for a machine that never ran.

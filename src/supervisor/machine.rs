@@ -42,7 +42,7 @@ impl Machine {
         held.release(&session.job, &session.registered)
     }
 
-    /// Gives everything back and tells those who wait.
+    /// Gives everything back and answers the clients that wait for the end.
     pub(super) fn finish(mut self, exit: Exit) -> Result<Exit, MachineError> {
         let waiting = std::mem::take(&mut self.session.wait_for_end);
         self.console.close_viewers("the machine has ended");

@@ -199,7 +199,7 @@ impl Attempt {
     }
 }
 
-/// A child of ours that tries to connect to a port of the machine and tells by its exit status: 0, or an errno.
+/// A child of ours that tries to connect to a port of the machine and exits with 0 or an errno.
 #[derive(Debug)]
 struct Connecting {
     child: Child,
@@ -232,7 +232,7 @@ impl Connecting {
     }
 }
 
-/// Connects to the first address that answers; else tells the error of the first one, the loopback link's.
+/// Connects to the first address that answers; else gives the error of the first one, the loopback link's.
 fn connect(port: u16) -> sys::Result<()> {
     let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     let mut first = None;

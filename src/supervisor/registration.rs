@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  outer child begins    begin     connects; a child introduces itself to the bus
-//!  the leader exists     machine   the child is told whom to enter
+//!  the leader exists     machine   the child gets the entry to make
 //!  before "go"           finish    its answer
 //! ```
 //!

@@ -22,7 +22,7 @@ use crate::sys::socket;
 /// is lost, and no init minds (`tests/trees/README.md`).
 const SIGNAL_AGAIN: Duration = Duration::from_millis(250);
 
-/// The same for one that is told by a command; runit loses what comes in its first second.
+/// The same for one that is asked by a command; runit loses what comes in its first second.
 const COMMAND_AGAIN: Duration = Duration::from_secs(1);
 
 /// The same for one whose client must not disturb its shutdown, which takes a few seconds.
@@ -56,7 +56,7 @@ pub(super) struct Running {
 /// An end on its way.
 #[derive(Debug)]
 struct Stopping {
-    /// What its init has been asked for.
+    /// What its init has been asked to do.
     asked: Goal,
     /// What is to follow its end: a stop turns a reboot that is under way into a poweroff.
     goal: Goal,
@@ -90,7 +90,7 @@ impl Running {
         if matches!(running.awaited, Awaited::Nothing) {
             running.become_ready(machine);
         }
-        running.tell_awaited(machine);
+        running.report_awaited(machine);
         running
     }
 
@@ -137,14 +137,14 @@ impl Running {
         }
     }
 
-    /// Does what is due; tells how the leader has ended, if it has.
+    /// Does what is due; gives how the leader has ended, if it has.
     pub(super) fn step(&mut self, machine: &mut Machine) -> Option<Ended> {
         match process::wait_pidfd(&self.boot.leader, false) {
             Ok(None) => {
                 if self.awaited.step(&self.boot.state, self.boot.leader.as_fd()) {
                     self.become_ready(machine);
                 }
-                self.tell_awaited(machine);
+                self.report_awaited(machine);
                 self.ask_init();
                 if self.stop.as_ref().and_then(|s| s.deadline).is_some_and(|d| Instant::now() >= d) {
                     self.kill();
@@ -156,8 +156,8 @@ impl Running {
         }
     }
 
-    /// Tells what is waited for, if that has changed.
-    fn tell_awaited(&mut self, machine: &Machine) {
+    /// Reports what is waited for, if that has changed.
+    fn report_awaited(&mut self, machine: &Machine) {
         let awaited = self.awaited.describe().filter(|_| self.stop.is_none());
         if awaited == self.boot.state.waits_for {
             return;
@@ -169,7 +169,7 @@ impl Running {
         }
     }
 
-    /// Reads everything PID 1 and others have sent to the notification socket.
+    /// Reads the notification socket; only messages of PID 1 count.
     fn take_notices(&mut self, machine: &mut Machine) {
         let mut buffer = [0; 4096];
         while let Ok(received) = socket::receive(&self.boot.notify, &mut buffer) {
@@ -200,7 +200,7 @@ impl Running {
             self.boot.state.phase = Phase::Running;
         }
         machine.save(&self.boot.state);
-        machine.session.tell_ready(self.boot.state.leader);
+        machine.session.report_ready(self.boot.state.leader);
     }
 
     /// Notes that an end which comes soon is intended.
@@ -226,24 +226,24 @@ impl Running {
         }
     }
 
-    /// Does what has been decided on a request for `goal`; `timeout` is an answer to how long its init may take.
+    /// Does what has been decided on a request for `goal`; its init may take as long as `timeout`, if that is set.
     pub(super) fn obey(&mut self, verdict: Verdict, goal: Goal, timeout: Option<Duration>, machine: &mut Machine) {
         let limit = timeout.or(machine.session.job.plan.exec.stop_timeout.map(Duration::from_secs));
         let deadline = limit.and_then(|l| Instant::now().checked_add(l));
         match verdict {
             Verdict::Accept => {
                 self.begin_stop(goal, deadline, machine);
-                tell_stopping(goal, limit, machine);
+                report_stopping(goal, limit, machine);
                 self.ask_init();
             }
             Verdict::Join => self.shorten(deadline),
             Verdict::Upgrade => {
                 self.shorten(deadline);
                 if let Some(stop) = &mut self.stop {
-                    // Its init goes on as it has begun; to be asked for something else would disturb it.
+                    // Its init goes on as it has begun; another request would disturb it.
                     stop.goal = Goal::Poweroff;
                 }
-                tell_stopping(Goal::Poweroff, limit, machine);
+                report_stopping(Goal::Poweroff, limit, machine);
             }
             Verdict::Kill => self.kill(),
             Verdict::Ignore | Verdict::Refuse(_) => {}
@@ -361,8 +361,8 @@ impl Running {
     }
 }
 
-/// Tells the service manager what is under way.
-fn tell_stopping(goal: Goal, limit: Option<Duration>, machine: &Machine) {
+/// Reports to the service manager what is under way.
+fn report_stopping(goal: Goal, limit: Option<Duration>, machine: &Machine) {
     machine.session.manager.send(&match goal {
         Goal::Poweroff => {
             // The service manager's own limit must not be shorter than the machine's.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::sys::socket;
 
-/// The service manager, as the environment tells of it.
+/// The service manager, as the environment describes it.
 #[derive(Debug, Default)]
 pub(super) struct ServiceManager {
     address: Option<String>,

@@ -36,7 +36,7 @@ pub(super) struct Session {
 #[derive(Debug, Default)]
 pub(super) struct Starter {
     pub(super) report: Option<Report>,
-    /// Keeps others from starting until this machine is ready or has ended.
+    /// Keeps further machines from starting until this one is ready or has ended.
     pub(super) slot: Option<StartSlot>,
 }
 
@@ -79,8 +79,8 @@ impl Session {
         }
     }
 
-    /// Tells everything that waits for this boot that the machine is ready.
-    pub(super) fn tell_ready(&mut self, leader: i32) {
+    /// Reports the machine ready to `start`, to clients that wait for this boot, and to the service manager.
+    pub(super) fn report_ready(&mut self, leader: i32) {
         self.starter.slot = None;
         if let Some(mut report) = self.starter.report.take() {
             report.warnings.extend(self.history.last().map(|last| {

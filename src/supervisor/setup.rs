@@ -54,7 +54,7 @@ impl Setup<'_> {
     }
 }
 
-/// Tells the supervisor why a child fails; gives its exit status.
+/// Reports to the supervisor why a child fails; gives its exit status.
 pub(super) fn report(supervisor: &OwnedFd, error: StepError) -> u8 {
     // If this fails, too, the supervisor is gone, and so will we be.
     let _ = channel::send(supervisor, &FromChild::Failed(error), &[]);

@@ -55,7 +55,7 @@ pub(super) fn run(
                 }
             }
             Ok(signal) => {
-                // Gone already: the next SIGCHLD tells.
+                // It may have ended: then SIGCHLD comes next.
                 let _ = process::pidfd_send_signal(&command, signal as i32);
             }
             Err(_) => {}

@@ -179,6 +179,26 @@ fn a_second_request_kills_but_not_one_of_a_scope() {
 }
 
 #[test]
+fn a_signal_during_a_reboot_makes_it_a_poweroff_and_the_next_one_kills() {
+    let host = Host::new();
+    let machine = host.define("again", STUBBORN);
+    let mut manager = Manager::run(&host, &machine, &[]);
+    manager.until("READY=1");
+    wait_for("the command", Duration::from_secs(20), || is_up(&host, &machine));
+    let mut reboot = host.command();
+    let reboot = reboot.args(["--quiet", "reboot", &machine]).stdin(Stdio::null()).stderr(Stdio::null());
+    let mut reboot = reboot.spawn().expect("run machinist");
+    manager.until("STATUS=Machine rebooting.");
+    manager.signal(Signal::SIGTERM);
+    manager.until("STOPPING=1");
+    assert!(!manager.has_ended(), "its init goes on");
+    manager.signal(Signal::SIGTERM);
+    assert_eq!(manager.end(), Some(137));
+    assert_eq!(reboot.wait().expect("wait").code(), Some(1), "there was none");
+    host.assert_nothing_left();
+}
+
+#[test]
 fn a_payloads_status_is_passed_on_and_means_nothing_to_its_unit() {
     let host = Host::new();
     let unit = include_str!("../../units/machinist@.service");
