@@ -29,7 +29,7 @@ pub struct LimitFacts {
     pub mems: NumberSet,
     /// Sizes of huge pages in bytes.
     pub huge_pages: Vec<u64>,
-    /// Major and minor number of the whole disk for each path asked for, or why there is none.
+    /// Major and minor number of the whole disk for each requested path, or why there is none.
     pub disks: BTreeMap<PathBuf, Result<(u32, u32), String>>,
 }
 

@@ -1,4 +1,4 @@
-//! The words of one machine's life: when it counts as ready, and what becomes of it when it has ended by itself.
+//! The boot settings of a machine: when it counts as ready, and what follows when it has ended by itself.
 
 use std::fmt;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub enum Ready {
     Port(u16),
 }
 
-/// Which ends of a machine that nobody asked for are followed by another start.
+/// Which unrequested ends of a machine are followed by another start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {

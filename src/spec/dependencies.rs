@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::MachineName;
 
-/// What a definition says of other machines, in the words of `systemd.unit(5)`.
+/// The dependencies of a definition on other machines, in the terms of `systemd.unit(5)`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Order {

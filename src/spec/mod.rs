@@ -1,4 +1,4 @@
-//! The validated words of the project and [`MachineSpec`], what one machine is asked to be.
+//! The validated types of the project and [`MachineSpec`], the complete description of one machine.
 //!
 //! Everything here has been checked: a [`MachineName`] that exists is safe as a file name, a cgroup name and
 //! a host name. Every name the host sees because of a machine (cgroup, lock, directory) is built in
@@ -27,7 +27,7 @@ pub use rlimits::{ProcessLimits, Resource, Rlimit};
 pub use unit::{scope_unit, service_unit};
 pub use words::{GuestPath, Hostname, ImageName, MachineId, MachineName, WordError};
 
-/// Number of ids a machine's user namespace holds unless told otherwise: uid 0 up to `nobody`.
+/// Number of ids a machine's user namespace holds unless set otherwise: uid 0 up to `nobody`.
 pub const ID_RANGE_SIZE: u32 = 65_536;
 
 /// A consecutive block of host ids given to one machine.
@@ -85,7 +85,7 @@ pub enum Payload {
     },
     /// The tree's init is this kind, wherever its usual place is.
     Kind {
-        /// The kind asked for.
+        /// The requested kind.
         init: InitKind,
         /// Arguments after the program's name.
         args: Vec<String>,
@@ -130,7 +130,7 @@ pub struct Boot {
     pub ready: Ready,
     /// What becomes of it when it has ended by itself.
     pub restart: RestartPolicy,
-    /// How long an orderly stop may take before the machine is killed; `None` waits for ever.
+    /// How long an orderly stop may take before the machine is killed; `None` waits without limit.
     pub stop_timeout: Option<Duration>,
     /// Which boot clock the payload sees.
     pub clock: Clock,

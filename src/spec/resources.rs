@@ -117,7 +117,7 @@ impl CpuTime {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Weight {
-    /// Only what nobody else wants.
+    /// Only time that no other group wants.
     Idle,
     /// 1 to 10000; groups without one have 100.
     Of(u16),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ProcessLimits {
-    /// Those that are asked for, each resource at most once.
+    /// The requested limits, each resource at most once.
     pub rlimits: Vec<Rlimit>,
     /// How readily the kernel kills its processes when memory is short, from -1000 (never) to 1000.
     pub oom_score_adjust: Option<i32>,
@@ -17,7 +17,7 @@ pub struct ProcessLimits {
 }
 
 impl ProcessLimits {
-    /// Whether nothing is asked for.
+    /// Whether no limit is requested.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

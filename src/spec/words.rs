@@ -1,13 +1,13 @@
-//! The words: each is checked once, when it is made, and can then be trusted everywhere.
+//! Validated strings: each is checked once, when it is made, and can then be trusted everywhere.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// Why a word of the user's is not one of ours.
+/// Why a string from the user is not valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WordError {
-    /// What kind of word was wanted, as in "machine name".
+    /// What kind of string was wanted, as in "machine name".
     pub wanted: &'static str,
     /// What the user wrote.
     pub got: String,

@@ -22,7 +22,7 @@ pub struct Allowed {
     pub major: u32,
     /// One of the driver's, or all of them.
     pub minor: Option<u32>,
-    /// Bits of [`access`] that may be asked for.
+    /// Bits of [`access`] that a process may request.
     pub access: u32,
 }
 
@@ -84,7 +84,7 @@ fn program(allowed: &[Allowed]) -> Vec<Insn> {
             Some((JUMP_IF_ANY, 0x05, access::ALL & !device.access)).filter(|(.., forbidden)| *forbidden != 0),
         ];
         let conditions: Vec<_> = conditions.into_iter().flatten().collect();
-        // Past the conditions that are left and the two instructions that say "yes".
+        // Past the conditions that are left and the two instructions that allow the access.
         for (position, (code, register, value)) in conditions.iter().enumerate() {
             let left = i16::try_from(conditions.len() - 1 - position).unwrap_or(0);
             list.push(insn(*code, *register, left + 2, *value));
@@ -132,7 +132,7 @@ pub fn allow_only(cgroup: impl AsFd, allowed: &[Allowed]) -> Result<()> {
     // SAFETY: `load` and what it points to outlive the call; the kernel takes missing fields as zero.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<LoadAttr>()) };
     let fd = check(fd).call(|| "bpf(BPF_PROG_LOAD, device filter)".into())?;
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: a new descriptor that nothing else owns.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let attach = AttachAttr {
         target_fd: cgroup.as_fd().as_raw_fd().cast_unsigned(),

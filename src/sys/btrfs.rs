@@ -18,7 +18,7 @@ const ROOT_INODE: u64 = raw::BTRFS_FIRST_FREE_OBJECTID as u64;
 const SUBTREE_LEVEL: u64 = 255;
 const LEVEL_SHIFT: u32 = raw::BTRFS_QGROUP_LEVEL_SHIFT;
 
-/// What the kernel tells of a subvolume.
+/// What the kernel reports about a subvolume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subvolume {
     /// Number of its tree.
@@ -47,7 +47,7 @@ pub struct Child {
 pub struct Quota {
     /// Everything that is reachable.
     pub referenced: u64,
-    /// What nobody else refers to.
+    /// What no other subvolume refers to.
     pub exclusive: u64,
     /// Most of `referenced`.
     pub referenced_limit: Option<u64>,

@@ -3,7 +3,7 @@
 //! A process of ours that is visible in a machine lends it `/proc/PID/exe`, which opens our program on the
 //! host (CVE-2019-5736). With a user namespace the machine's root has no right to write it. Without one it has,
 //! so we run ourselves again from a read-only mount of the program that is attached nowhere: the mount is let go
-//! at exec, after which nobody can change its flags.
+//! at exec, after which no process can change its flags.
 
 use std::ffi::{CString, OsString};
 use std::fmt;

@@ -15,13 +15,13 @@ use super::{Context, Errno, Error, Result};
 /// Who else may hold a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
-    /// Everybody who asks for the same.
+    /// Every other process that asks for a shared lock.
     Shared,
-    /// Nobody.
+    /// No other process.
     Exclusive,
 }
 
-/// A file that exists while somebody holds it, and that one process alone or several together can hold.
+/// A file that exists while its lock is held, by one process alone or by several together.
 ///
 /// Made, locked and removed exactly as systemd does with its own lock files, so that both can use one file.
 #[derive(Debug)]
@@ -33,14 +33,15 @@ pub struct LockFile {
 }
 
 impl LockFile {
-    /// Makes and locks the file for us alone; `None` if somebody else holds it. The directory must exist.
+    /// Makes the file and locks it exclusively; `None` if another process holds it. The directory must exist.
     pub fn try_take(path: &Path) -> Result<Option<Self>> {
         Self::try_take_as(path, Hold::Exclusive)
     }
 
-    /// Makes and locks the file; `None` if somebody holds it who cannot share it with us. The directory must exist.
+    /// Makes and locks the file; `None` if another process holds it in a way that excludes ours. The directory must
+    /// exist.
     pub fn try_take_as(path: &Path, hold: Hold) -> Result<Option<Self>> {
-        // Whoever lets go of a shared file has it alone for a moment, which is no reason to refuse others.
+        // A process that releases a shared file holds it exclusively for a moment, which is no reason to refuse others.
         let mut tries = if hold == Hold::Shared { 50 } else { 1 };
         loop {
             let flags = libc::O_NOFOLLOW | libc::O_NOCTTY;
@@ -54,7 +55,7 @@ impl LockFile {
                 continue;
             }
             // The holder before us may have removed the file after we opened it: then we locked a file that
-            // nobody else will ever find.
+            // no other process will ever find.
             let stat = file.metadata().call(|| format!("fstat('{}')", path.display()))?;
             if stat.nlink() > 0 {
                 return Ok(Some(Self { path: path.to_owned(), file, hold, released: false }));
@@ -62,8 +63,8 @@ impl LockFile {
         }
     }
 
-    /// Removes the file, then unlocks it: in this order nobody can lock a file that is about to go. A file that
-    /// others hold, too, stays for the last of them.
+    /// Removes the file, then unlocks it: in this order no process can lock a file that is about to go. A file that
+    /// others hold, too, stays until the last of them releases it.
     pub fn release(mut self) -> Result<()> {
         self.released = true;
         if !self.is_last()? {
@@ -72,7 +73,7 @@ impl LockFile {
         std::fs::remove_file(&self.path).call(|| format!("unlink('{}')", self.path.display()))
     }
 
-    /// Whether nobody else holds the file; if so, nobody else can any more. If not, it is no longer ours.
+    /// Whether no other process holds the file; if so, none can from now on. If not, it is no longer ours.
     fn is_last(&self) -> Result<bool> {
         if self.hold == Hold::Exclusive || try_lock(&self.file, Change::Take(Hold::Exclusive), &self.path)? {
             return Ok(true);
@@ -112,7 +113,7 @@ pub fn wait(path: &Path, patience: Duration) -> Result<File> {
 
 /// The process that has one of these lock files open, as in "process 4711, systemd-nspawn".
 ///
-/// The kernel does not tell who holds such a lock, so this looks through the descriptors of every process; it
+/// The kernel does not report who holds such a lock, so this looks through the descriptors of every process; it
 /// is for error messages only.
 pub fn find_holder(files: impl IntoIterator<Item = PathBuf>) -> Option<String> {
     let identity = |stat: std::fs::Metadata| (stat.dev(), stat.ino());

@@ -24,7 +24,7 @@ impl Body {
         })
     }
 
-    /// A message with this body, in the body's byte order, which need not be that of whoever reads it.
+    /// A message with this body, in the body's byte order, which need not be that of the receiver.
     ///
     /// # Errors
     ///

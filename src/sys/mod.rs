@@ -75,7 +75,7 @@ impl<T> Context<T> for std::io::Result<T> {
     }
 }
 
-/// Room for the small files that the kernel makes, which say nothing of their size: one call reads them whole.
+/// Room for the small files that the kernel makes, which do not report their size: one call reads them whole.
 pub const READ_AT_ONCE: usize = 4096;
 
 /// Reads a small text file.

@@ -94,7 +94,7 @@ pub fn attach(tree: impl AsFd, onto: impl AsFd) -> Result<()> {
     move_mount(tree, "", onto, "", flags).call(|| "move_mount".into())
 }
 
-/// Attaches the detached tree `tree` at `path` below `dir`, a directory nobody else can change.
+/// Attaches the detached tree `tree` at `path` below `dir`, a directory that no other process can change.
 pub fn attach_at(tree: impl AsFd, dir: impl AsFd, path: &str) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(tree, "", dir, path, flags).call(|| format!("move_mount('{path}')"))
@@ -102,7 +102,7 @@ pub fn attach_at(tree: impl AsFd, dir: impl AsFd, path: &str) -> Result<()> {
 
 /// How mounts and unmounts travel between copies of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the kernel's words, see mount_namespaces(7)")]
+#[allow(missing_docs, reason = "the kernel's terms, see mount_namespaces(7)")]
 pub enum Propagation {
     Private,
     Slave,

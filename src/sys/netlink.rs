@@ -48,7 +48,7 @@ pub fn open() -> Result<OwnedFd> {
     let call = || "socket(NETLINK_ROUTE)".to_owned();
     let (flags, route) = (SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute);
     let socket = nix::sys::socket::socket(AddressFamily::Netlink, SockType::Raw, flags, route).call(call)?;
-    // Connected to the kernel, so that nobody in the namespace can answer in its place.
+    // Connected to the kernel, so that no process in the namespace can answer in its place.
     connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).call(|| "connect(NETLINK_ROUTE)".into())?;
     Ok(socket)
 }

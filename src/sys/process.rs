@@ -79,7 +79,8 @@ pub enum Ended {
     Killed(i32),
 }
 
-/// Kills the child behind a pidfd and reaps it, whether it has ended by itself or not: a killed one keeps nobody waiting.
+/// Kills the child behind a pidfd and reaps it, whether it has ended by itself or not. The wait for a killed child is
+/// short.
 pub fn kill_and_reap(pidfd: impl AsFd) {
     let _ = pidfd_send_signal(&pidfd, libc::SIGKILL);
     let _ = wait_pidfd(&pidfd, true);
@@ -205,7 +206,7 @@ pub fn join_new_keyring() -> Result<()> {
     }
 }
 
-/// Marks every descriptor from `first` on close-on-exec, whoever opened it.
+/// Marks every descriptor from `first` on close-on-exec, also those that other code opened.
 pub fn close_from_on_exec(first: u32) -> Result<()> {
     // SAFETY: changes flags of descriptors, closes none.
     let result = unsafe { libc::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as c_int) };
@@ -244,7 +245,7 @@ pub fn setns(pidfd: impl AsFd, flags: u64) -> Result<()> {
     check(libc::c_long::from(result)).call(|| format!("setns(pidfd, {flags:#x})")).map(drop)
 }
 
-/// A PID namespace, told from all others: device and inode of its file.
+/// The identity of a PID namespace: device and inode of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PidNamespace(u64, u64);
 
@@ -272,7 +273,7 @@ pub fn is_in_pid_namespace(pid: i32, wanted: &PidNamespace) -> bool {
         if raw < 0 {
             return false;
         }
-        // SAFETY: a new descriptor that nobody else owns.
+        // SAFETY: a new descriptor that nothing else owns.
         file = unsafe { std::fs::File::from_raw_fd(raw) };
         let Ok(metadata) = file.metadata() else { return false };
         namespace = PidNamespace(metadata.dev(), metadata.ino());
@@ -348,10 +349,10 @@ pub fn changed_signals() -> u64 {
 
 /// Gives the signals of `changed` their default action and blocks none, as exec's successor expects.
 ///
-/// `changed` is what [`changed_signals`] said before, or everything.
+/// `changed` is what [`changed_signals`] returned before, or everything.
 pub fn reset_signals(changed: u64) -> Result<()> {
     // The kernel's `struct sigaction` with the default action. libc would refuse its own two signals, and
-    // whoever called us may have had them ignored.
+    // our caller may have had them ignored.
     let default = [0_u64; 4];
     for number in (1..=libc::SIGRTMAX()).filter(|number| changed >> (number - 1) & 1 != 0) {
         // SAFETY: reads 32 bytes of ours and sets a default action; KILL and STOP are refused, which is fine.

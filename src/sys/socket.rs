@@ -25,7 +25,7 @@ pub fn send(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()
     send_some(socket, data, fds).map(drop)
 }
 
-/// The same on a stream, which may take only some of the bytes; says how many. The descriptors go with the first.
+/// The same on a stream, which may take only some of the bytes; returns how many. The descriptors go with the first.
 pub fn send_some(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize> {
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
@@ -49,7 +49,7 @@ pub struct Received {
     pub truncated: bool,
     /// Descriptors that came along, close-on-exec.
     pub fds: Vec<OwnedFd>,
-    /// Process id of the sender in our namespace, if credentials were asked for.
+    /// Process id of the sender in our namespace, if credentials were requested.
     pub sender: core::option::Option<i32>,
 }
 
@@ -66,7 +66,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received> {
                 for part in message.cmsgs().call(|| "recvmsg(control)".into())? {
                     match part {
                         ControlMessageOwned::ScmRights(raw) => {
-                            // SAFETY: the kernel just made these descriptors for us and nobody else knows them.
+                            // SAFETY: the kernel just made these descriptors for us and nothing else knows them.
                             received.fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
                         }
                         ControlMessageOwned::ScmCredentials(who) => received.sender = Some(who.pid()),
@@ -129,11 +129,11 @@ pub fn bound_to(socket: impl AsFd) -> core::option::Option<std::path::PathBuf> {
     address.path().map(std::path::Path::to_owned)
 }
 
-/// Accepts one connection, blocking for reads unless told otherwise; `None` if nobody is waiting.
+/// Accepts one connection, whose reads block unless set otherwise; `None` if no client is waiting.
 pub fn accept(listener: impl AsFd) -> Result<core::option::Option<OwnedFd>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     match nix::sys::socket::accept4(listener.as_fd().as_raw_fd(), flags) {
-        // SAFETY: a new descriptor that nobody else owns.
+        // SAFETY: a new descriptor that nothing else owns.
         Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
         Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => Ok(None),
         Err(errno) => Err(Error { call: "accept4".into(), errno }),
@@ -179,7 +179,7 @@ pub fn peer(socket: impl AsFd) -> Result<Peer> {
 /// Connects to a stream socket, `address` being a path or `@` and an abstract name; never waits.
 ///
 /// A listener whose queue is full is EAGAIN. The peer's credentials for this connection are the caller's for good,
-/// whoever uses the descriptor afterwards (`unix(7)`, `SO_PEERCRED`).
+/// whichever process uses the descriptor afterwards (`unix(7)`, `SO_PEERCRED`).
 pub fn connect_stream(address: &str) -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).call(|| "socket(SOCK_STREAM)".into())?;
@@ -199,13 +199,13 @@ fn unix_address(address: &str) -> Result<UnixAddr> {
 
 /// Takes the `count` descriptors from number 3 on, which the service manager passed (`sd_listen_fds(3)`).
 ///
-/// Only for the beginning of a program whose `LISTEN_PID` is its own number: nobody else may know them yet.
+/// Only for the beginning of a program whose `LISTEN_PID` is its own number: no other code may use them yet.
 /// Those that are not open are left out; all are close-on-exec from then on.
 pub fn take_passed(count: u32) -> Vec<OwnedFd> {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
     let mut fds = Vec::new();
     for number in (3..).take(usize::try_from(count).unwrap_or(0)) {
-        // SAFETY: only looked at, and closed by nobody meanwhile.
+        // SAFETY: only looked at, and nothing closes it meanwhile.
         let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
         if fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).is_err() {
             continue;
@@ -220,7 +220,7 @@ pub fn take_passed(count: u32) -> Vec<OwnedFd> {
 pub fn notify(address: &str, text: &str) -> Result<()> {
     let fd = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
         .call(|| "socket(SOCK_DGRAM)".into())?;
-    // Its queue holds few messages, and nobody may wait for ever for one who does not read them.
+    // Its queue holds few messages, and we must not wait without limit for a receiver that does not read them.
     setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(5)).call(|| "setsockopt(SO_SNDTIMEO)".into())?;
     let to = unix_address(address)?;
     let slices = [IoSlice::new(text.as_bytes())];

@@ -45,7 +45,7 @@ impl std::error::Error for StepError {
 
 /// Adds the intention to a failed call.
 pub trait Doing<T> {
-    /// Says what was tried, on what.
+    /// Adds what was tried, and on what.
     fn doing(self, what: impl FnOnce() -> String) -> std::result::Result<T, StepError>;
 }
 

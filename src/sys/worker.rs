@@ -17,7 +17,7 @@ use super::{Context, Errno, Error, Result, check};
 /// Exit status of a child that panicked, as a Rust program has it.
 const PANICKED: u8 = 101;
 
-/// Most bytes of a panic's words that are given on.
+/// Most bytes of a panic's message that are passed on.
 const LONGEST_REASON: usize = 300;
 
 /// `CLONE_INTO_CGROUP`; the libc crate's constant overflows to 0.
@@ -90,7 +90,8 @@ impl<'a> Worker<'a> {
         Self { kept: Some(fds.iter().map(AsRawFd::as_raw_fd).collect()), ..self }
     }
 
-    /// Has the child call this if it panics, with the reason, so that it can tell who waits for its answer.
+    /// Has the child call this if it panics, with the reason, so that it can report it to the process that waits for
+    /// its answer.
     pub fn on_panic(self, tell: &'a dyn Fn(&str)) -> Self {
         Self { on_panic: Some(tell), ..self }
     }
@@ -98,7 +99,7 @@ impl<'a> Worker<'a> {
     /// Makes the child, which leaves with the status that `work` gives; 101 if it panics.
     ///
     /// The caller must have one thread: the child goes on in a copy of this memory, where a lock that another thread
-    /// held, such as the allocator's, is held for ever. What `work` has taken is dropped in the parent, too.
+    /// held, such as the allocator's, is never released. What `work` has taken is dropped in the parent, too.
     pub fn spawn(self, work: impl FnOnce() -> u8) -> Result<Child> {
         self.spawn_with((), |()| work()).1
     }
@@ -120,7 +121,7 @@ impl<'a> Worker<'a> {
             exit_now(u8::try_from(e.errno as i32).unwrap_or(u8::MAX));
         }
         catch(self.name, work).unwrap_or_else(|reason| {
-            // One that panics while it tells of its panic is as good as killed.
+            // A child that panics while it reports its panic is as good as killed.
             let _ = self.on_panic.map(|tell| catch_unwind(AssertUnwindSafe(|| tell(&reason))));
             PANICKED
         })
@@ -256,7 +257,7 @@ pub fn asked_to_panic() -> Option<(&'static str, OsString)> {
 fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, sibling: bool) -> Result<Option<(Pid, OwnedFd)>> {
     debug_assert!(cfg!(test) || threads().is_none_or(|threads| threads == 1), "a clone with other threads about");
     let mut pidfd: RawFd = -1;
-    // SAFETY: clone_args is plain data for which zero means "not asked for".
+    // SAFETY: clone_args is plain data for which zero means "not requested".
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = namespaces | libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
@@ -277,12 +278,12 @@ fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, sibling: bool) -> Res
     if pid == 0 {
         return Ok(None);
     }
-    // SAFETY: the kernel stored a new descriptor that nobody else owns.
+    // SAFETY: the kernel stored a new descriptor that nothing else owns.
     let fd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Some((Pid::from_raw(pid), fd)))
 }
 
-/// How many threads this process has, if `/proc` is there and tells.
+/// How many threads this process has, if `/proc` is mounted and shows it.
 fn threads() -> Option<usize> {
     std::fs::read_dir("/proc/self/task").ok().map(Iterator::count)
 }
