@@ -1,5 +1,5 @@
-//! Times `ListMachines` and `GetMachine` of whoever owns `org.freedesktop.machine1` on each of some buses, in turn, so
-//! that a noisy host is as noisy for one as for the other; run by `benches/daemon`. On the last of them somebody who has
+//! Times `ListMachines` and `GetMachine` of the owner of `org.freedesktop.machine1` on each of some buses, in turn, so
+//! that a noisy host is as noisy for one as for the other; run by `benches/daemon`. On the last of them a server that has
 //! nothing to do gives the same answers again: what he takes is what the bus and the caller take.
 //!
 //! ```text

@@ -11,7 +11,7 @@ use crate::config::files;
 /// `nobody`, who owns nothing anywhere.
 const NOBODY: u32 = 65534;
 
-struct Output {
+pub(crate) struct Output {
     status: i32,
     stdout: String,
     stderr: String,
@@ -19,12 +19,12 @@ struct Output {
 
 /// A directory that every user can read, with the program and the examples in it: the project itself may be
 /// below a directory that is closed to others.
-struct Visit {
+pub(crate) struct Visit {
     dir: tempfile::TempDir,
 }
 
 impl Visit {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let open = |path: &Path, mode| {
             let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
@@ -51,7 +51,7 @@ impl Visit {
     }
 
     /// Runs the program there as `nobody` if the tests run as root, else as whoever runs them.
-    fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         let mut command = if nix::unistd::geteuid().is_root() {
             let mut command = Command::new("setpriv");
             let id = NOBODY.to_string();
@@ -69,7 +69,7 @@ impl Visit {
     }
 
     /// Runs it, and fails the test if it fails or says anything on standard error.
-    fn ok(&self, args: &[&str]) -> String {
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert_eq!((output.status, output.stderr.as_str()), (0, ""), "machinist {args:?}");
         output.stdout
@@ -85,7 +85,7 @@ fn keys(value: &Value) -> Vec<&str> {
 }
 
 /// The verbs that the help lists.
-fn verbs(help: &str) -> Vec<String> {
+pub(crate) fn verbs(help: &str) -> Vec<String> {
     let list = help.split("Commands:\n").nth(1).expect("verbs").split("\n\n").next().expect("a list");
     let verbs: Vec<String> = list.lines().filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect();
     assert!(verbs.len() >= 18, "{verbs:?}");
