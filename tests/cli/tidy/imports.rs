@@ -162,10 +162,7 @@ pub(super) fn read(file: PathBuf, tests: bool) -> Module {
                     at += 2;
                 }
                 match path.len() {
-                    1 => {
-                        let _: () = module.words.extend(path);
-                        drop(())
-                    }
+                    1 => module.words.extend(path),
                     _ => module.named.push(Named { path, line, bound: None, exported: false }),
                 }
                 at += 1;
