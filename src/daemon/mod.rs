@@ -41,7 +41,7 @@ const MACHINIST1: &str = "org.machinist1";
 /// Whether to be what systemd-machined is elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Machine1 {
-    /// If nobody else is, nor could be started to be.
+    /// If no other program is, nor could be started to be.
     #[default]
     Auto,
     /// Yes, or fail.

@@ -94,7 +94,7 @@ pub(crate) async fn register(
     if leader.pid <= 1 {
         return Err(Failure::invalid_args("Invalid leader PID"));
     }
-    // Again only by its supervisor, after we found the machine ourselves; nobody says anew what another has said.
+    // Again only by its supervisor, after we found the machine ourselves; no user may replace the entry of another.
     let taken =
         |known: &Arc<Machine>| create || known.leader.pid != leader.pid || caller.uid != 0 && caller.uid != known.uid;
     if daemon.registry().get(&claim.name).is_some_and(taken) {
@@ -130,7 +130,7 @@ pub(crate) async fn register(
         monotonic: monotonic(),
     };
     adopt(daemon, &mut machine);
-    // It may have ended while we asked: then nobody would ever tell us.
+    // It may have ended while we asked: then we would never learn of it.
     if !machine.leader.is_alive() {
         return Err(Failure::leader_ended());
     }

@@ -59,7 +59,7 @@ impl Process {
     /// Takes hold of a living process.
     pub(crate) fn open(pid: i32) -> sys::Result<Self> {
         if pid <= 0 {
-            // The kernel takes such numbers for groups and for everybody.
+            // The kernel takes such numbers for groups and for all processes.
             return Err(sys::Error { call: format!("pidfd_open({pid})"), errno: sys::Errno::EINVAL });
         }
         let pidfd = process::pidfd_open(Pid::from_raw(pid))?;
@@ -91,7 +91,7 @@ impl Process {
     }
 }
 
-/// A machine that somebody registered.
+/// A registered machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
     pub(crate) name: String,
@@ -212,7 +212,7 @@ impl Registry {
 
     fn write(&self, machine: &Machine) -> sys::Result<()> {
         let path = self.dir.join(&machine.name);
-        // Hidden, so that nobody takes it for a machine's while it is written.
+        // Hidden, so that no reader takes it for a machine's while it is written.
         let temporary = self.dir.join(format!(".#{}", machine.name));
         std::fs::write(&temporary, text(machine)).call(|| format!("write('{}')", temporary.display()))?;
         std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o644))
@@ -332,7 +332,7 @@ fn quote(value: &str) -> String {
         if "\"\\`$".contains(c) {
             quoted.push('\\');
         }
-        // No reader knows a way to write these; nobody may forge a line with them.
+        // No reader knows a way to write these; no machine may forge a line with them.
         quoted.push(if c.is_control() { '?' } else { c });
     }
     quoted.push('"');

@@ -100,7 +100,7 @@ pub(crate) enum News {
     Event { machine: String, event: &'static str, details: Value },
 }
 
-/// Tells the news; done when they are on their way, so that they come before the reply to whoever caused them.
+/// Tells the news; done when they are on their way, so that they come before the reply to the request that caused them.
 pub(crate) type Announce = Box<dyn Fn(News) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// What is known of units where we stand in for systemd.

@@ -14,6 +14,22 @@ use crate::daemon::core::error::{Failure, Kind};
 use crate::sys::Errno;
 use crate::sys::message::Body;
 
+/// Reads the arguments of a method that an object has, and its manager, too: there the name of the object comes first.
+///
+/// `$name` is the object's name, or none for the manager; it and the arguments are bound to what they are called.
+macro_rules! arguments {
+    ($call:expr, $name:ident $(, $argument:ident: $kind:ty)*) => {
+        let ($name, $($argument,)*): (String, $($kind,)*) = match $name {
+            Some($name) => {
+                let ($($argument,)*): ($($kind,)*) = $call.arguments()?;
+                ($name.to_owned(), $($argument,)*)
+            }
+            None => $call.arguments()?,
+        };
+    };
+}
+pub(crate) use arguments;
+
 /// Properties as they are read, with the interface's own order.
 pub(crate) type Properties = Vec<(&'static str, Variant<'static>)>;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use zbus::wire::{OwnedObjectPath, Variant};
 
-use super::call::{Answer, Call, Properties, Refusal};
+use super::call::{Answer, Call, Properties, Refusal, arguments};
 use super::paths;
 use crate::daemon::core::images::{self, Change};
 use crate::daemon::core::state::Daemon;
@@ -55,59 +55,52 @@ pub(crate) fn pool(daemon: &Daemon) -> Properties {
     ]
 }
 
-/// Methods of the image's object.
-pub(crate) async fn call(daemon: &Daemon, call: &Call, member: &str, name: &str) -> Answer {
-    let request = match member {
-        "Remove" => Request::Change(Change::Remove),
-        "Rename" => Request::Change(Change::Rename(call.arguments()?)),
-        "Clone" => {
-            let (new, read_only) = call.arguments()?;
-            Request::Change(Change::Clone { new, read_only })
+/// Methods of an image, or of the manager about one: `name` is none then.
+pub(crate) async fn call(daemon: &Daemon, call: &Call, member: &str, name: Option<&str>) -> Answer {
+    let (name, request) = match member {
+        "Rename" => {
+            arguments!(call, name, new: String);
+            (name, Request::Change(Change::Rename(new)))
         }
-        "MarkReadOnly" => Request::Change(Change::ReadOnly(call.arguments()?)),
-        "SetLimit" => Request::Change(Change::Limit(limit(call.arguments()?))),
-        "GetHostname" => Request::Hostname,
-        "GetMachineID" => Request::MachineId,
-        "GetMachineInfo" => Request::MachineInfo,
-        "GetOSRelease" => Request::OsRelease,
-        _ => return Err(call.unknown_method()),
+        "Clone" => {
+            arguments!(call, name, new: String, read_only: bool);
+            (name, Request::Change(Change::Clone { new, read_only }))
+        }
+        "MarkReadOnly" => {
+            arguments!(call, name, read_only: bool);
+            (name, Request::Change(Change::ReadOnly(read_only)))
+        }
+        "SetLimit" => {
+            arguments!(call, name, bytes: u64);
+            (name, Request::Change(Change::Limit(limit(bytes))))
+        }
+        _ => {
+            let request = match member {
+                "Remove" => Request::Change(Change::Remove),
+                "GetHostname" => Request::Hostname,
+                "GetMachineID" => Request::MachineId,
+                "GetMachineInfo" => Request::MachineInfo,
+                "GetOSRelease" => Request::OsRelease,
+                _ => return Err(call.unknown_method()),
+            };
+            arguments!(call, name);
+            (name, request)
+        }
     };
-    serve(daemon, call, name, request).await
+    serve(daemon, call, &name, request).await
 }
 
 /// Methods of the manager that are about images and the pool.
 pub(crate) async fn manager_call(daemon: &Daemon, call: &Call, member: &str) -> Answer {
-    let (name, request): (String, _) = match member {
-        "ListImages" => return list(daemon, call).await,
+    match member {
+        "ListImages" => list(daemon, call).await,
         "SetPoolLimit" => {
             let limit = limit(call.arguments()?);
-            return call.reply(&images::limit_pool(daemon, &call.caller(), limit).await?);
+            call.reply(&images::limit_pool(daemon, &call.caller(), limit).await?)
         }
-        "CleanPool" => return clean(daemon, call).await,
-        "RemoveImage" => (call.arguments()?, Request::Change(Change::Remove)),
-        "RenameImage" => {
-            let (name, new) = call.arguments()?;
-            (name, Request::Change(Change::Rename(new)))
-        }
-        "CloneImage" => {
-            let (name, new, read_only) = call.arguments()?;
-            (name, Request::Change(Change::Clone { new, read_only }))
-        }
-        "MarkImageReadOnly" => {
-            let (name, read_only) = call.arguments()?;
-            (name, Request::Change(Change::ReadOnly(read_only)))
-        }
-        "SetImageLimit" => {
-            let (name, bytes) = call.arguments()?;
-            (name, Request::Change(Change::Limit(limit(bytes))))
-        }
-        "GetImageHostname" => (call.arguments()?, Request::Hostname),
-        "GetImageMachineID" => (call.arguments()?, Request::MachineId),
-        "GetImageMachineInfo" => (call.arguments()?, Request::MachineInfo),
-        "GetImageOSRelease" => (call.arguments()?, Request::OsRelease),
-        _ => return Err(call.unknown_method()),
-    };
-    serve(daemon, call, &name, request).await
+        "CleanPool" => clean(daemon, call).await,
+        _ => self::call(daemon, call, &member.replacen("Image", "", 1), None).await,
+    }
 }
 
 async fn list(daemon: &Daemon, call: &Call) -> Answer {

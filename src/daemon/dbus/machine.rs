@@ -2,7 +2,7 @@
 
 use zbus::wire::{Fd, Variant};
 
-use super::call::{Answer, Call, Properties};
+use super::call::{Answer, Call, Properties, arguments};
 use crate::daemon::core::enter::Shell;
 use crate::daemon::core::files::{Bind, Copy};
 use crate::daemon::core::machines::{self, Subject};
@@ -86,40 +86,47 @@ fn host_properties() -> Properties {
     ]
 }
 
-pub(crate) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: &str) -> Answer {
+/// Methods of a machine, or of the manager about one: `name` is none then.
+pub(crate) async fn call(daemon: &Arc<Daemon>, call: &Call, member: &str, name: Option<&str>) -> Answer {
     type Text = String;
-    let request = match member {
-        "Terminate" => Request::Terminate,
+    let (name, request) = match member {
         "Kill" => {
-            let (whom, signal) = call.arguments::<(Text, i32)>()?;
-            Request::Kill { whom, signal }
+            arguments!(call, name, whom: Text, signal: i32);
+            (name, Request::Kill { whom, signal })
         }
-        "GetAddresses" => Request::Addresses,
-        "GetSSHInfo" => Request::SshInfo,
-        "GetOSRelease" => Request::OsRelease,
-        "GetUIDShift" => Request::UidShift,
-        "OpenPTY" => Request::Pty,
-        "OpenLogin" => Request::Login,
         "OpenShell" => {
-            let (user, path, args, environment) = call.arguments::<(Text, Text, Vec<Text>, Vec<Text>)>()?;
-            Request::Shell(Shell { user, path, args, environment })
+            arguments!(call, name, user: Text, path: Text, args: Vec<Text>, environment: Vec<Text>);
+            (name, Request::Shell(Shell { user, path, args, environment }))
         }
         "BindMount" => {
-            let (source, destination, read_only, mkdir) = call.arguments::<(Text, Text, bool, bool)>()?;
-            Request::Bind(Bind { source, destination, read_only, mkdir })
+            arguments!(call, name, source: Text, destination: Text, read_only: bool, mkdir: bool);
+            (name, Request::Bind(Bind { source, destination, read_only, mkdir }))
         }
         "CopyFrom" | "CopyTo" => {
-            let (source, destination) = call.arguments::<(Text, Text)>()?;
-            Request::Copy(Copy { to: member == "CopyTo", source, destination, flags: 0 })
+            arguments!(call, name, source: Text, destination: Text);
+            (name, Request::Copy(Copy { to: member == "CopyTo", source, destination, flags: 0 }))
         }
         "CopyFromWithFlags" | "CopyToWithFlags" => {
-            let (source, destination, flags) = call.arguments::<(Text, Text, u64)>()?;
-            Request::Copy(Copy { to: member == "CopyToWithFlags", source, destination, flags })
+            arguments!(call, name, source: Text, destination: Text, flags: u64);
+            (name, Request::Copy(Copy { to: member == "CopyToWithFlags", source, destination, flags }))
         }
-        "OpenRootDirectory" => Request::RootDirectory,
-        _ => return Err(call.unknown_method()),
+        _ => {
+            let request = match member {
+                "Terminate" => Request::Terminate,
+                "GetAddresses" => Request::Addresses,
+                "GetSSHInfo" => Request::SshInfo,
+                "GetOSRelease" => Request::OsRelease,
+                "GetUIDShift" => Request::UidShift,
+                "OpenPTY" => Request::Pty,
+                "OpenLogin" => Request::Login,
+                "OpenRootDirectory" => Request::RootDirectory,
+                _ => return Err(call.unknown_method()),
+            };
+            arguments!(call, name);
+            (name, request)
+        }
     };
-    serve(daemon, call, name, request).await
+    serve(daemon, call, &name, request).await
 }
 
 /// Finds the machine and does what is asked.

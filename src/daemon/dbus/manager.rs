@@ -7,11 +7,8 @@ use zbus::wire::{OwnedVariant, Variant};
 
 use super::call::{Answer, Call, Refusal};
 use super::face::Face;
-use super::machine::{self, Request};
-use super::{image, paths};
-use crate::daemon::core::enter::Shell;
+use super::{image, machine, paths};
 use crate::daemon::core::error::Failure;
-use crate::daemon::core::files::{Bind, Copy};
 use crate::daemon::core::register::{self, Claim};
 use crate::daemon::core::registry::{HOST, Machine};
 use crate::daemon::core::scope::UnitProperties;
@@ -60,45 +57,8 @@ pub(crate) async fn call(face: &Face, call: &Call, member: &str) -> Answer {
         "MapToMachineUser" => owner_of_id(daemon, call, Ids::Users),
         "MapToMachineGroup" => owner_of_id(daemon, call, Ids::Groups),
         _ if member.contains("Image") || member.contains("Pool") => image::manager_call(daemon, call, member).await,
-        _ => of_machine(daemon, call, member).await,
+        _ => machine::call(daemon, call, &member.replacen("Machine", "", 1), None).await,
     }
-}
-
-/// What the machine's object offers too, with its name as the first argument.
-async fn of_machine(daemon: &Arc<Daemon>, call: &Call, member: &str) -> Answer {
-    type Text = String;
-    let (name, request) = match member {
-        "TerminateMachine" => (call.arguments::<Text>()?, Request::Terminate),
-        "KillMachine" => {
-            let (name, whom, signal) = call.arguments::<(Text, Text, i32)>()?;
-            (name, Request::Kill { whom, signal })
-        }
-        "GetMachineAddresses" => (call.arguments()?, Request::Addresses),
-        "GetMachineSSHInfo" => (call.arguments()?, Request::SshInfo),
-        "GetMachineOSRelease" => (call.arguments()?, Request::OsRelease),
-        "GetMachineUIDShift" => (call.arguments()?, Request::UidShift),
-        "OpenMachinePTY" => (call.arguments()?, Request::Pty),
-        "OpenMachineLogin" => (call.arguments()?, Request::Login),
-        "OpenMachineShell" => {
-            let (name, user, path, args, environment) = call.arguments::<(Text, Text, Text, Vec<Text>, Vec<Text>)>()?;
-            (name, Request::Shell(Shell { user, path, args, environment }))
-        }
-        "BindMountMachine" => {
-            let (name, source, destination, read_only, mkdir) = call.arguments::<(Text, Text, Text, bool, bool)>()?;
-            (name, Request::Bind(Bind { source, destination, read_only, mkdir }))
-        }
-        "CopyFromMachine" | "CopyToMachine" => {
-            let (name, source, destination) = call.arguments::<(Text, Text, Text)>()?;
-            (name, Request::Copy(Copy { to: member == "CopyToMachine", source, destination, flags: 0 }))
-        }
-        "CopyFromMachineWithFlags" | "CopyToMachineWithFlags" => {
-            let (name, source, destination, flags) = call.arguments::<(Text, Text, Text, u64)>()?;
-            (name, Request::Copy(Copy { to: member == "CopyToMachineWithFlags", source, destination, flags }))
-        }
-        "OpenMachineRootDirectory" => (call.arguments()?, Request::RootDirectory),
-        _ => return Err(call.unknown_method()),
-    };
-    machine::serve(daemon, call, &name, request).await
 }
 
 fn list(face: &Face, call: &Call) -> Answer {

@@ -121,10 +121,10 @@ pub(crate) async fn dispatch(face: &Arc<Face>, call: &Call) -> Answer {
     check(own.ok_or_else(|| call.unknown_method())?, call)?;
     match object {
         Object::Manager => manager::call(face, call, &member).await,
-        Object::Machine(name) => machine::call(daemon, call, &member, &name).await,
-        Object::Image(name) => image::call(daemon, call, &member, &name).await,
+        Object::Machine(name) => machine::call(daemon, call, &member, Some(&name)).await,
+        Object::Image(name) => image::call(daemon, call, &member, Some(&name)).await,
         Object::OwnManager => machinist1::manager_call(daemon, call, &member).await,
-        Object::OwnMachine(name) => machinist1::machine_call(daemon, call, &member, &name).await,
+        Object::OwnMachine(name) => machinist1::machine_call(daemon, call, &member, Some(&name)).await,
         Object::Systemd => systemd1_facade::call(face, call, &member).await,
         Object::Unit(name) => systemd1_facade::unit_call(face, call, &member, &name).await,
         Object::Node | Object::LogControl => Err(call.unknown_method()),

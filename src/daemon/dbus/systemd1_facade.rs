@@ -110,7 +110,7 @@ pub(crate) fn unit_properties(daemon: &Daemon, name: &str) -> Answer<Properties>
 pub(crate) async fn call(face: &Arc<Face>, call: &Call, member: &str) -> Answer {
     let daemon = &face.daemon;
     match member {
-        // Signals go to everybody, and units are read when they are asked for.
+        // Signals go to all, and units are read when they are asked for.
         "Subscribe" | "Unsubscribe" => call.reply(&()),
         "Reload" => call.reply(&units::reload(daemon, &call.caller()).await?),
         "GetUnit" => {

@@ -19,7 +19,7 @@ use crate::daemon::core::caller::{Caller, Sender};
 use crate::daemon::core::state::{Daemon, Level, lock};
 use crate::sys::{self, Context as _, Errno, socket};
 
-/// Connections at once, of everybody and of each user but root; fewer if the limit of open files is low.
+/// Connections at once, of all users together and of each but root; fewer if the limit of open files is low.
 const CONNECTIONS: usize = 1024;
 /// See [`CONNECTIONS`].
 const CONNECTIONS_OF_USER: usize = 128;

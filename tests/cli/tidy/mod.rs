@@ -339,6 +339,24 @@ fn force_libraries_and_printing_stay_where_they_belong() {
     assert_none("used outside of where it belongs", &broken);
 }
 
+/// Files of the daemon below its face on D-Bus that use the bus: as clients of it, of polkit and of systemd.
+const BUS_CLIENTS: [&str; 5] = ["authority.rs", "error.rs", "scope.rs", "state.rs", "guest_systemd.rs"];
+
+#[test]
+fn the_daemon_speaks_d_bus_in_one_face_only() {
+    let broken: Vec<String> = lines()
+        .iter()
+        .filter(|line| line.file.starts_with("src/daemon/core") || line.file.starts_with("src/daemon/varlink"))
+        .filter(|line| {
+            let client = BUS_CLIENTS.iter().any(|file| line.file.ends_with(file));
+            let faces = ["daemon::dbus", "daemon::varlink"].iter().any(|face| line.text.contains(face));
+            line.text.contains("zbus") && !client || faces && line.file.starts_with("src/daemon/core")
+        })
+        .map(Line::place)
+        .collect();
+    assert_none("messages of the bus below its face, or a face in the core", &broken);
+}
+
 #[test]
 fn files_are_short() {
     let mut lengths: Vec<(usize, PathBuf)> =

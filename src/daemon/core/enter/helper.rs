@@ -163,7 +163,7 @@ fn visit_machine(layout: &Layout, socket: &OwnedFd, leader: &OwnedFd, visit: &Vi
                 let how = guest_systemd::ask(stream, &path, peer, &visit.job, opened)?;
                 return Ok(how.map(|how| (Answer::Ended(how), Vec::new())));
             }
-            // Nobody is there.
+            // No bus listens there.
             Err(EnterError::Connect(cause)) if is_absence(cause.errno) => {}
             Err(e) => return Err(failure(&e)),
         }

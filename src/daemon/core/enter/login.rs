@@ -35,7 +35,9 @@ impl Login {
             }
             Ok(Some((Err(failure), _))) => failure.text,
             Ok(Some((Ok(Answer::Ended(_)), _)) | None) => "the helper ended".into(),
-            Err(e) if e.errno == Errno::ETIMEDOUT => format!("the machine did not let us within {} s", LIMIT.as_secs()),
+            Err(e) if e.errno == Errno::ETIMEDOUT => {
+                format!("timed out after {} s opening a terminal in the machine", LIMIT.as_secs())
+            }
             Err(e) => e.to_string(),
         };
         helper.stop();

@@ -105,7 +105,7 @@ async fn visit_machine(daemon: &Arc<Daemon>, leader: &Process, visit: Visit, sea
     let helper = Serving::new(daemon.blocking(start).await??, &runtime)?;
     let Ok(answer) = runtime.timeout(LIMIT, helper.answer()).await else {
         helper.kill().await;
-        let text = format!("The machine did not let us open {what} within {} s.", LIMIT.as_secs());
+        let text = format!("Timed out after {} s opening {what}.", LIMIT.as_secs());
         return Err(Failure::errno(crate::sys::Errno::ETIMEDOUT, text));
     };
     let failure = match answer {
