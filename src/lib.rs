@@ -61,6 +61,8 @@
 //! | `supervisor::ready` | when it counts as ready: a word of its init, or a check |
 //! | [`supervisor::console`] | pty, log and viewers |
 //! | [`daemon`] | the bus: `org.freedesktop.machine1`, and the same by Varlink; knows machines, runs none |
+//! | `daemon::core` | typed requests of a caller, who may make them, and the machines that are known; no message of the bus |
+//! | `daemon::dbus`, `daemon::varlink` | its faces: read requests, ask the core, write replies |
 //! | [`cli`] | the verbs, and everything that is printed |
 //!
 //! To read it in one go: [`spec`], [`plan`], [`supervisor::handshake`], [`supervisor::child`], [`supervisor::event_loop`].
