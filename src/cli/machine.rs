@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::output::{self, Failure, Failures};
 use crate::plan;
-use crate::running::control::{self, Answer, Request};
+use crate::running::control::{self, Answer, NewLimits, Request};
 use crate::running::state::{self, State};
 use crate::spec::{Layout, MachineName, UserMode};
 use crate::supervisor::Job;
@@ -41,8 +41,8 @@ pub(super) fn prepare(layout: &Layout, name: &str) -> Result<Job, Failure> {
     }
     Ok(Job {
         layout: layout.clone(),
+        limits: NewLimits { resources: loaded.spec.resources, limits: plan.limits.clone() },
         plan,
-        resources: loaded.spec.resources,
         facts,
         definition,
         console: Mode::Detached,

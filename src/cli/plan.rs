@@ -51,7 +51,7 @@ pub(super) fn plan(layout: &Layout, name: &str, json: bool) -> Result<u8, Failur
         Ok(plan) => plan,
         Err(e) => return Err(Failure::plan(loaded, &e)),
     };
-    if let (UnitPlan::Scope(_), Some(unit)) = (&plan.cgroup.unit, carried::unit_for(layout, name)) {
+    if let (UnitPlan::Scope { .. }, Some(unit)) = (&plan.cgroup.unit, carried::unit_for(layout, name)) {
         plan.cgroup.group = format!("/machine.slice/{unit}");
         plan.cgroup.unit = UnitPlan::Own(unit);
     }
@@ -118,7 +118,7 @@ pub fn describe(plan: &Plan) -> String {
     let whose = match &plan.cgroup.unit {
         UnitPlan::None => String::new(),
         UnitPlan::Own(unit) => format!(", of the unit {unit}"),
-        UnitPlan::Scope(unit) => format!(", of the scope {unit} that systemd makes"),
+        UnitPlan::Scope { unit, .. } => format!(", of the scope {unit} that systemd makes"),
     };
     line("cgroup", &format!("{}{}/payload{whose}", plan.cgroup.mount.display(), plan.cgroup.group));
     for (index, limit) in plan.limits.iter().enumerate() {

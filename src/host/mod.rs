@@ -14,6 +14,9 @@ pub use limits::LimitFacts;
 /// Bit of `CAP_SYS_ADMIN` (`capabilities(7)`).
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
+/// The first kernel on which machines can be made.
+const OLDEST_KERNEL: (u32, u32) = (5, 19);
+
 /// Where control groups of version 2 are and where we are in them.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -89,9 +92,14 @@ impl HostFacts {
         self.kernel >= (6, 13)
     }
 
+    /// A tmpfs can be idmapped (Linux 6.3).
+    pub fn tmpfs_idmap(&self) -> bool {
+        self.kernel >= (6, 3)
+    }
+
     /// Overlay accepts idmapped layers (Linux 5.19).
     pub fn overlay_idmap(&self) -> bool {
-        self.kernel >= (5, 19)
+        self.kernel >= OLDEST_KERNEL
     }
 
     /// One value of the host's os-release, unquoted.
@@ -118,7 +126,11 @@ pub fn probe() -> Result<HostFacts> {
     let os_release = ["/etc/os-release", "/usr/lib/os-release"].iter().find_map(|p| read(p).ok()).unwrap_or_default();
     Ok(HostFacts {
         authority: authority(rustix::process::geteuid().is_root(), capability_line(&status, "CapEff:")),
-        kernel: parse_kernel_version(&uts.release().to_string_lossy()),
+        kernel: match std::env::var_os("MACHINIST_TEST_OLD_KERNEL") {
+            // A test asks for what is done on kernels that lack the newer calls.
+            Some(_) => OLDEST_KERNEL,
+            None => parse_kernel_version(&uts.release().to_string_lossy()),
+        },
         capabilities: capability_line(&status, "CapBnd:"),
         systemd: systemd_runs(),
         cgroup: probe_cgroup()?,

@@ -149,7 +149,7 @@ impl Planning<'_> {
                 format!("the unit {unit} was not given the controller '{controller}'"),
                 format!("`Delegate=yes` in the unit gives what systemd knows, {}; {skip}", DELEGATED.join(", ")),
             )),
-            UnitPlan::Scope(_) if here && !DELEGATED.contains(&controller) => Some((
+            UnitPlan::Scope { .. } if here && !DELEGATED.contains(&controller) => Some((
                 format!("systemd does not hand on the controller '{controller}'"),
                 format!("name a control group of your own with `[cgroup] parent`, {skip}"),
             )),
@@ -376,7 +376,10 @@ mod tests {
             let unmet = plan(&everything(), &facts(ALL), unit).expect_err("not all");
             unmet.into_iter().map(|unmet| unmet.why).collect::<Vec<_>>()
         };
-        assert_eq!(why(&UnitPlan::Scope("x.scope".into())), ["systemd does not hand on the controller 'hugetlb'"]);
+        assert_eq!(
+            why(&UnitPlan::Scope { unit: "x.scope".into(), otherwise: "/x".into() }),
+            ["systemd does not hand on the controller 'hugetlb'"]
+        );
         let own = why(&UnitPlan::Own("x.service".into()));
         assert_eq!(own[0], "the unit x.service was not given the controller 'cpu'");
         assert!(own.iter().all(|why| !why.contains("'memory'") && !why.contains("'pids'")), "{own:?}");

@@ -18,8 +18,8 @@ use serde::Serialize;
 
 use crate::host::{CgroupFacts, HostFacts};
 use crate::spec::{
-    Clock, Console, IdRange, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Order, Ownership, Payload,
-    Ready, Register, RestartPolicy, RootSource, Scope, Unmet, Upper, UserMode, Volatile,
+    Clock, Console, IdRange, InitKind, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Order, Ownership,
+    Payload, Ready, Register, RestartPolicy, RootSource, Scope, Unmet, Upper, UserMode, Volatile,
 };
 use limits::Limit;
 use mounts::MountOp;
@@ -43,6 +43,10 @@ pub struct Plan {
     pub root: RootPlan,
     /// What is mounted below it, in order.
     pub mounts: Vec<MountOp>,
+    /// How overlays get their layers.
+    pub overlay_method: OverlayMethod,
+    /// How file systems in memory come to belong to the machine's ids.
+    pub tmpfs_method: TmpfsMethod,
     /// Capabilities and what else limits the payload.
     pub privileges: privileges::Privileges,
     /// Changes to the default system call filter.
@@ -132,6 +136,26 @@ pub enum UpperPlan {
     Directory(PathBuf),
 }
 
+/// How an overlay gets its layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OverlayMethod {
+    /// As open files (Linux 6.13).
+    OpenFiles,
+    /// By path: each is attached in a private mount namespace first.
+    Attached,
+}
+
+/// How the file systems in memory that are made for a machine come to belong to its ids, where these are not the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TmpfsMethod {
+    /// By an idmapped mount (Linux 6.3), which saves a chown for each node.
+    Map,
+    /// Each node is given to them.
+    Chown,
+}
+
 /// The machine's control group, relative to the cgroup2 mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -146,14 +170,31 @@ pub struct CgroupPlan {
 
 /// Whose the machine's control group is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum UnitPlan {
-    /// Ours.
+    /// Of no unit: the supervisor makes and removes the group.
     None,
-    /// The unit's whose main process the supervisor is.
+    /// Of the unit whose main process the supervisor is.
     Own(String),
-    /// A scope's, which the service manager makes for it; the group is where that is expected.
-    Scope(String),
+    /// Of a scope that the service manager makes; the group is where that is expected.
+    Scope {
+        /// Name of the scope.
+        unit: String,
+        /// The machine's group, of no unit, if the service manager cannot be reached.
+        otherwise: String,
+    },
+}
+
+impl CgroupPlan {
+    /// What is done if the service manager does not make the scope; the plan itself if it asks for none.
+    pub fn without_scope(&self) -> Self {
+        match &self.unit {
+            UnitPlan::Scope { otherwise, .. } => {
+                Self { mount: self.mount.clone(), group: otherwise.clone(), unit: UnitPlan::None }
+            }
+            UnitPlan::None | UnitPlan::Own(_) => self.clone(),
+        }
+    }
 }
 
 /// What runs as PID 1 and what it is told.
@@ -162,8 +203,10 @@ pub enum UnitPlan {
 pub struct Exec {
     /// The program.
     pub payload: Payload,
-    /// Its environment, without `container_uuid`, which is drawn at start, and `TERM`, the caller's.
+    /// Its environment.
     pub environment: Vec<(String, String)>,
+    /// Variables of which only the rule is known before it starts.
+    pub late_environment: Vec<(String, LateValue)>,
     /// Host name of the machine.
     pub hostname: String,
     /// The id told to the guest; a random one if unset.
@@ -174,6 +217,18 @@ pub struct Exec {
     pub restart: RestartPolicy,
     /// Seconds an orderly stop may take; for ever if unset.
     pub stop_timeout: Option<u64>,
+}
+
+/// The value of a variable that depends on what is found or drawn at start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LateValue {
+    /// The machine's id as a UUID.
+    MachineId,
+    /// The type of the caller's terminal if that becomes the console, else this.
+    Terminal(String),
+    /// This, in the place of the variable's other value, if the init found in the tree is of this kind.
+    ForInit(InitKind, String),
 }
 
 /// Why no plan can be made for this host.
@@ -250,6 +305,7 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
     let seccomp =
         SyscallPolicy { allow: spec.security.seccomp_allow.clone(), deny: spec.security.seccomp_deny.clone() };
     let cgroup = plan_cgroup(spec, facts.systemd, cgroup, layout);
+    let environment = environment(spec, facts);
     let (limits, mut unmet) = limits::plan(&spec.resources, &facts.limits, &cgroup.unit).map_err(PlanError::Limits)?;
     let mut notes = notes(spec, facts, namespaces, layout.scope());
     notes.append(&mut unmet);
@@ -266,6 +322,8 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         ownership: spec.users.ownership,
         root,
         mounts,
+        overlay_method: if facts.overlay_layer_fds() { OverlayMethod::OpenFiles } else { OverlayMethod::Attached },
+        tmpfs_method: if facts.tmpfs_idmap() { TmpfsMethod::Map } else { TmpfsMethod::Chown },
         privileges: privileges::plan(&spec.security, &spec.devices, namespaces, available(namespaces, facts)),
         seccomp,
         cgroup,
@@ -273,7 +331,8 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         console: spec.console,
         exec: Exec {
             payload: spec.boot.payload.clone(),
-            environment: environment(spec, facts),
+            late_environment: late_environment(&environment),
+            environment,
             hostname: spec.identity.hostname.as_str().to_owned(),
             machine_id: spec.identity.machine_id,
             ready: spec.boot.ready.clone(),
@@ -300,15 +359,16 @@ fn plan_cgroup(spec: &MachineSpec, systemd: bool, cgroup: &CgroupFacts, layout: 
     // systemd knows nothing of other roots.
     if systemd && layout.is_host() {
         let unit = format!("{name}.scope");
-        return CgroupPlan { mount, group: format!("/machine.slice/{unit}"), unit: UnitPlan::Scope(unit) };
+        let group = format!("/machine.slice/{unit}");
+        let otherwise = group_below_own(cgroup, layout, &spec.name);
+        return CgroupPlan { mount, group, unit: UnitPlan::Scope { unit, otherwise } };
     }
-    below_own(cgroup, layout, &spec.name)
+    CgroupPlan { mount, group: group_below_own(cgroup, layout, &spec.name), unit: UnitPlan::None }
 }
 
 /// The machine's group below the one we run in.
-pub fn below_own(cgroup: &CgroupFacts, layout: &Layout, name: &MachineName) -> CgroupPlan {
-    let group = format!("{}/{}", cgroup.delegated().trim_end_matches('/'), layout.cgroup_name(name));
-    CgroupPlan { mount: cgroup.mount.clone(), group, unit: UnitPlan::None }
+pub fn group_below_own(cgroup: &CgroupFacts, layout: &Layout, name: &MachineName) -> String {
+    format!("{}/{}", cgroup.delegated().trim_end_matches('/'), layout.cgroup_name(name))
 }
 
 /// Capabilities that can be given: a new user namespace begins with all, the host's own are bounded.
@@ -384,6 +444,18 @@ fn environment(spec: &MachineSpec, facts: &HostFacts) -> Vec<(String, String)> {
     for (key, value) in &spec.boot.environment {
         list.retain(|(k, _)| k != key);
         list.push((key.clone(), value.clone()));
+    }
+    list
+}
+
+fn late_environment(environment: &[(String, String)]) -> Vec<(String, LateValue)> {
+    let mut list = vec![
+        ("container_uuid".to_owned(), LateValue::MachineId),
+        // It ends by exit(0) for reboot and poweroff alike in every container it knows.
+        ("container".to_owned(), LateValue::ForInit(InitKind::Finit, "machinist".to_owned())),
+    ];
+    if !environment.iter().any(|(key, _)| key == "TERM") {
+        list.push(("TERM".to_owned(), LateValue::Terminal("vt220".to_owned())));
     }
     list
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 
-use crate::plan::{OverlayPlan, RootPlan, TreePlan, UpperPlan};
+use crate::plan::{OverlayMethod, OverlayPlan, RootPlan, TreePlan, UpperPlan};
 use crate::spec::Volatile;
 use crate::sys::mount::{self, Attributes};
 use crate::sys::path::{RootFd, chown_at, make_node};
@@ -250,11 +250,11 @@ fn is_overlay(fd: &OwnedFd) -> bool {
     rustix::fs::fstatfs(fd).is_ok_and(|s| s.f_type == libc::OVERLAYFS_SUPER_MAGIC)
 }
 
-/// How trees are put together on this kernel.
+/// How trees are put together.
 #[derive(Debug, Clone, Copy)]
-pub struct OverlayMethod<'a> {
-    /// Overlay takes its layers as open files (Linux 6.13); else by path, attached at `scratch` first.
-    pub layer_fds: bool,
+pub struct Stacking<'a> {
+    /// How an overlay gets its layers; those that are attached first, are below `scratch`.
+    pub method: OverlayMethod,
     /// A directory of the host on which our own mount namespace may have anything mounted.
     pub scratch: &'a Path,
 }
@@ -266,7 +266,7 @@ pub fn build(
     plan: &RootPlan,
     made: &MountedTree<'_>,
     ids: Ids<'_>,
-    means: OverlayMethod<'_>,
+    stacking: Stacking<'_>,
 ) -> Result<OwnedFd, StepError> {
     let tree = match made {
         MountedTree::Directory(directory) => {
@@ -276,13 +276,13 @@ pub fn build(
             let copy = directory.tree.try_clone().call(|| "dup".into());
             copy.doing(|| format!("cannot keep '{}'", directory.path.display()))?
         }
-        MountedTree::Overlay { lower, upper, memory } => overlay(lower, upper.as_ref(), *memory, ids, means)?,
+        MountedTree::Overlay { lower, upper, memory } => overlay(lower, upper.as_ref(), *memory, ids, stacking)?,
     };
     let attributes = Attributes { read_only: plan.read_only, nodev: ids.userns.is_some(), ..Attributes::default() };
     if attributes != Attributes::default() {
         mount::add_attributes(&tree, true, attributes).doing(|| "cannot set the flags of the root mount".into())?;
     }
-    if plan.volatile == Volatile::Yes { volatile_root(&tree, ids, means.scratch) } else { Ok(tree) }
+    if plan.volatile == Volatile::Yes { volatile_root(&tree, ids, stacking.scratch) } else { Ok(tree) }
 }
 
 fn map(tree: &OwnedFd, recursive: bool, ids: Ids<'_>, path: &Path) -> Result<(), StepError> {
@@ -306,7 +306,7 @@ pub fn overlay(
     upper: Option<&MountedDirectory<'_>>,
     memory: bool,
     ids: Ids<'_>,
-    means: OverlayMethod<'_>,
+    stacking: Stacking<'_>,
 ) -> Result<OwnedFd, StepError> {
     for layer in lower.iter().chain(upper) {
         map(&layer.tree, false, ids, layer.path)?;
@@ -324,8 +324,9 @@ pub fn overlay(
     // Overlay makes directories in the place for writes as whoever makes the overlay, now and later. Without an id
     // on that mount it could not, and would quietly be read-only.
     let is_mapped = upper.is_some() && ids.userns.is_some() && ids.map_tree;
-    let result = process::as_file_user(if is_mapped { ids.shift } else { 0 }, || {
-        if means.layer_fds { stack(&layers, writes) } else { stack_attached(&layers, writes, means.scratch) }
+    let result = process::as_file_user(if is_mapped { ids.shift } else { 0 }, || match stacking.method {
+        OverlayMethod::OpenFiles => stack(&layers, writes),
+        OverlayMethod::Attached => stack_attached(&layers, writes, stacking.scratch),
     });
     let tree = result.map_err(|cause| {
         let hint = match cause.errno {

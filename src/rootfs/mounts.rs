@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::devices::HostDevice;
-use super::{Ids, MountedTree, OverlayMethod, overlay};
+use super::{Ids, MountedTree, Stacking, overlay};
+use crate::plan::TmpfsMethod;
 use crate::plan::mounts::{ApiFs, Entry, Inaccessible, MountOp, Node, Text};
 use crate::spec::{Bind, BindIdmap, Device, IdMapEntry, IdsOf, Propagation, Tmpfs};
 use crate::sys::bpf::Kind;
@@ -58,10 +59,10 @@ pub struct Mounter<'a> {
     pub root: &'a RootFd,
     /// The machine's ids.
     pub ids: Ids<'a>,
-    /// Whether a tmpfs can be idmapped (Linux 6.3), which saves a chown for each node.
-    pub tmpfs_idmap: bool,
+    /// How the trees that are made come to belong to these ids.
+    pub tmpfs: TmpfsMethod,
     /// How overlays are put together.
-    pub means: OverlayMethod<'a>,
+    pub stacking: Stacking<'a>,
     /// The not yet bound notification socket.
     pub notify: BorrowedFd<'a>,
     /// Texts for files.
@@ -114,7 +115,7 @@ impl Mounter<'_> {
                 MountOp::Bind(bind) => self.bind(bind)?,
                 MountOp::Overlay { target, .. } => {
                     if let Some(MountedTree::Overlay { lower, upper, memory }) = overlays.next() {
-                        let tree = overlay(lower, upper.as_ref(), *memory, self.ids, self.means)?;
+                        let tree = overlay(lower, upper.as_ref(), *memory, self.ids, self.stacking)?;
                         self.place(&tree, target.relative(), false)?;
                     }
                 }
@@ -208,21 +209,8 @@ impl Mounter<'_> {
         mount::detach("fs").doing(doing)?;
         make_node(skeleton.as_fd(), "fs/cgroup", FileType::Directory, 0o755, (0, 0), 0).doing(doing)?;
         mount::add_attributes(&skeleton, false, read_only).doing(doing)?;
-        self.own(&skeleton).doing(doing)?;
         done.0.push(("sys", skeleton));
         Ok(())
-    }
-
-    /// Gives a finished tree of ours, not yet seen by anybody, to the machine's root.
-    fn own(&self, tree: &OwnedFd) -> sys::Result<()> {
-        match self.ids.userns {
-            Some(userns) if self.tmpfs_idmap => match mount::map_ids(tree, false, userns) {
-                // Attached already: mapping is refused, and a read-only skeleton needs no owner.
-                Err(e) if e.errno == Errno::EINVAL => Ok(()),
-                other => other,
-            },
-            _ => Ok(()),
-        }
     }
 
     fn tree<'p>(
@@ -237,16 +225,16 @@ impl Mounter<'_> {
         let doing = || format!("cannot make '/{target}'");
         let mode = format!("{mode:o}");
         let tree = mount::create("tmpfs", &[mount::Option::Text("mode", &mode)], attributes).doing(doing)?;
-        let mapped = self.tmpfs_idmap && self.ids.userns.is_some();
-        let owner = if mapped { 0 } else { self.ids.shift };
+        let mapped = self.ids.userns.filter(|_| self.tmpfs == TmpfsMethod::Map);
+        let owner = if mapped.is_some() { 0 } else { self.ids.shift };
         if owner != 0 {
             chown_at(tree.as_fd(), ".", owner, owner).doing(doing)?;
         }
         for entry in entries {
             self.entry(tree.as_fd(), entry, owner).doing(doing)?;
         }
-        if mapped {
-            self.own(&tree).doing(doing)?;
+        if let Some(userns) = mapped {
+            mount::map_ids(&tree, false, userns).doing(doing)?;
         }
         if read_only {
             let attributes = Attributes { read_only: true, ..Attributes::default() };

@@ -59,8 +59,8 @@ pub(super) fn state(
         no_new_privileges: plan.privileges.no_new_privileges,
         process_limits: plan.privileges.limits.clone(),
         seccomp: plan.seccomp.clone(),
-        resources: job.resources.clone(),
-        limits: plan.limits.clone(),
+        resources: job.limits.resources.clone(),
+        limits: job.limits.limits.clone(),
         init,
         init_kind,
         root: match &plan.root.source {

@@ -37,7 +37,7 @@ impl Changing {
         let worker = Worker::new(c"machinist-limit").tied().kill_on_drop().keep(&[theirs.as_fd()]).on_panic(&lost);
         let child = worker.spawn(|| {
             let mount = state.unit.is_none().then_some(job.plan.cgroup.mount.as_path());
-            tell(&make(mount, &state.cgroup, &job.plan.limits, &new.limits));
+            tell(&make(mount, &state.cgroup, &job.limits.limits, &new.limits));
             0
         })?;
         Ok(Self { new, channel: ours, _child: child, asker })
@@ -52,8 +52,7 @@ impl Changing {
     pub(super) fn finish(&self, job: &mut Job, state: &mut State) -> Answer {
         match channel::receive::<Outcome>(&self.channel) {
             Ok(Some((None, _))) => {
-                job.plan.limits.clone_from(&self.new.limits);
-                job.resources.clone_from(&self.new.resources);
+                job.limits.clone_from(&self.new);
                 state.limits.clone_from(&self.new.limits);
                 state.resources.clone_from(&self.new.resources);
                 Answer::Limited

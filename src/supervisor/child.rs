@@ -17,7 +17,7 @@ use crate::enter::process_limits;
 use crate::plan::Plan;
 use crate::plan::mounts::MountOp;
 use crate::rootfs::mounts::{ApiMounts, Mounter, attach_root, enter_root};
-use crate::rootfs::{Ids, OverlayMethod, build, init};
+use crate::rootfs::{Ids, Stacking, build, init};
 use crate::spec::{IdMapEntry, IdsOf, Payload};
 use crate::sys::mount::{self, Attributes, Propagation};
 use crate::sys::path::RootFd;
@@ -64,8 +64,8 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
         userns: userns.as_ref().filter(|_| shifted).map(AsFd::as_fd),
         map_tree: setup.map_tree,
     };
-    let means = OverlayMethod { layer_fds: setup.layer_fds, scratch: setup.run_dir };
-    let root = attach_root(build(&plan.root, setup.tree, ids, means)?)?;
+    let stacking = Stacking { method: plan.overlay_method, scratch: setup.run_dir };
+    let root = attach_root(build(&plan.root, setup.tree, ids, stacking)?)?;
     setup.step("outer:root");
     init::check_etc(&root)?;
     if plan.root.check_os_release {
@@ -82,8 +82,8 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
     Mounter {
         root: &root,
         ids,
-        tmpfs_idmap: setup.tmpfs_idmap,
-        means,
+        tmpfs: plan.tmpfs_method,
+        stacking,
         notify: setup.notify,
         texts: setup.texts,
         overlays: setup.overlays,

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use super::console;
 use crate::host::HostFacts;
 use crate::plan::Plan;
-use crate::spec::{Layout, Resources};
+use crate::running::control::NewLimits;
+use crate::spec::Layout;
 
 /// What the supervisor is asked to run, and for whom.
 #[derive(Debug)]
@@ -14,8 +15,8 @@ pub struct Job {
     pub layout: Layout,
     /// What to do.
     pub plan: Plan,
-    /// What its limits are asked to be; the plan has what that means on this host.
-    pub resources: Resources,
+    /// What limits it now: at first what the plan has, then what was changed since.
+    pub limits: NewLimits,
     /// What the host can do.
     pub facts: HostFacts,
     /// The file the machine is defined by.

@@ -15,6 +15,7 @@ use super::machine::Machine;
 use super::registration::Registering;
 use super::session::Session;
 use super::setup::{self, Setup};
+use crate::plan::LateValue;
 use crate::rootfs::HeldTree;
 use crate::rootfs::devices::{self, HostDevice};
 use crate::rootfs::mounts::RuntimeTexts;
@@ -86,11 +87,6 @@ fn die_at(step: &str) {
     }
 }
 
-/// A test may ask for what is done on kernels that lack the newer calls.
-fn act_old() -> bool {
-    std::env::var_os("MACHINIST_TEST_OLD_KERNEL").is_some()
-}
-
 /// Has the children make the machine; gives the master of its console as well.
 fn make(held: &Held, session: &Session, devices: &[HostDevice]) -> Result<(Made, OwnedFd), MachineError> {
     die_at("supervisor:prepared");
@@ -124,8 +120,6 @@ fn make(held: &Held, session: &Session, devices: &[HostDevice]) -> Result<(Made,
         notify: notify.as_fd(),
         run_dir: held.run_dir.path(),
         environment: &environment,
-        layer_fds: job.facts.overlay_layer_fds() && !act_old(),
-        tmpfs_idmap: job.facts.kernel >= (6, 3) && !act_old(),
         console: job.console,
         console_size: rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok(),
         supervisor: Pid::this().as_raw(),
@@ -231,13 +225,20 @@ fn open_log(job: &Job) -> sys::Result<Option<LogFile>> {
 
 /// What the payload finds in its environment.
 fn environment(job: &Job, uuid: &str) -> Vec<(String, String)> {
-    let mut environment = job.plan.exec.environment.clone();
-    environment.push(("container_uuid".into(), uuid.to_owned()));
-    if !environment.iter().any(|(key, _)| key == "TERM") {
-        let ours = (job.console == Mode::Interactive).then(|| std::env::var("TERM").ok()).flatten();
-        environment.push(("TERM".into(), ours.unwrap_or_else(|| "vt220".into())));
-    }
-    environment
+    let exec = &job.plan.exec;
+    let late = exec.late_environment.iter().filter_map(|(key, value)| {
+        let value = match value {
+            LateValue::MachineId => uuid.to_owned(),
+            LateValue::Terminal(otherwise) => {
+                let ours = (job.console == Mode::Interactive).then(|| std::env::var("TERM").ok()).flatten();
+                ours.unwrap_or_else(|| otherwise.clone())
+            }
+            // The children know the init.
+            LateValue::ForInit(..) => return None,
+        };
+        Some((key.clone(), value))
+    });
+    exec.environment.iter().cloned().chain(late).collect()
 }
 
 /// A random UUID of version 4.

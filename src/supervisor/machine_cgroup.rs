@@ -11,7 +11,7 @@ use crate::bus::{Bus, BusError};
 use crate::cgroup::limits::{self, LimitError};
 use crate::cgroup::{self, MachineGroup};
 use crate::host::CgroupFacts;
-use crate::plan::{CgroupPlan, UnitPlan, below_own};
+use crate::plan::{CgroupPlan, UnitPlan};
 use crate::sys::StepError;
 use crate::sys::worker::{Child, Worker};
 use crate::sys::{self, Errno};
@@ -27,7 +27,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Makes the group where the plan has it; without the scope it asks for, below the group we run in.
+    /// Makes the group where the plan has it.
     pub(super) fn make(job: &Job, owner: u32) -> Result<Self, MachineError> {
         let plan = &job.plan.cgroup;
         let doing = |cause: sys::Error| {
@@ -47,11 +47,11 @@ impl Group {
         let ours = |plan: &CgroupPlan| MachineGroup::create(plan, owner, job.background);
         let group = match (&plan.unit, &job.facts.cgroup) {
             (UnitPlan::Own(unit), Some(facts)) => own_unit(plan, unit, facts, owner),
-            (UnitPlan::Scope(unit), Some(facts)) => match start_scope(job, unit) {
+            (UnitPlan::Scope { unit, .. }, _) => match start_scope(job, unit) {
                 Ok(scope) => return in_scope(job, unit, scope, owner).map_err(|e| doing(e).into()),
                 Err(error) => {
                     (job.on_warning)(&format!("machine '{}' has no unit of its own: {error}", job.plan.name));
-                    let group = ours(&below_own(facts, &job.layout, &job.plan.name)).map_err(doing)?;
+                    let group = ours(&plan.without_scope()).map_err(doing)?;
                     return Ok(Self { group, scope_holder: None, no_bus: Some(error) });
                 }
             },
@@ -70,9 +70,9 @@ pub(super) fn limit(job: &Job, group: &MachineGroup) -> Result<(), StepError> {
         cause: Some(e.cause),
     };
     if group.unit().is_none() {
-        limits::hand_down(&plan.cgroup.mount, group.path(), &plan.limits).map_err(doing)?;
+        limits::hand_down(&plan.cgroup.mount, group.path(), &job.limits.limits).map_err(doing)?;
     }
-    for limit in &plan.limits {
+    for limit in &job.limits.limits {
         match limits::set(group.path(), limit) {
             Err(e) if limit.optional => {
                 let text = format!("machine '{}' is not limited by `resources.{}`: {}", plan.name, e.key, e.cause);
@@ -101,7 +101,7 @@ fn start_scope(job: &Job, unit: &str) -> Result<Scope, BusError> {
         description: &format!("Machine {}", job.plan.name),
         // What is killed when our own time is up needs a moment to be cleared away.
         stop_timeout: job.plan.exec.stop_timeout.map(|seconds| Duration::from_secs(seconds.saturating_add(10))),
-        own_tasks_max: job.resources.pids_max.is_some(),
+        own_tasks_max: job.limits.resources.pids_max.is_some(),
     };
     systemd1::start_scope(&Bus::of(&job.layout), &request)
 }

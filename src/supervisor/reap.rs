@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::error::MachineError;
 use crate::host::HostFacts;
 use crate::plan::mounts::MountOp;
-use crate::plan::{self, OverlayPlan, Plan, TreePlan, UnitPlan, UpperPlan, below_own};
+use crate::plan::{self, OverlayPlan, Plan, TreePlan, UnitPlan, UpperPlan, group_below_own};
 use crate::rootfs::idmap;
 use crate::running::state::{RunDir, RunDirError};
 use crate::spec::{Layout, MachineName, MachineSpec, UserMode};
@@ -75,5 +75,5 @@ fn locked_directories(plan: &Plan) -> impl Iterator<Item = &Path> {
 /// Where a machine's group would be if nothing else is said.
 fn default_cgroup(layout: &Layout, facts: &HostFacts, name: &MachineName) -> Option<PathBuf> {
     let cgroup = facts.cgroup.as_ref()?;
-    Some(cgroup::host_path(&below_own(cgroup, layout, name)))
+    Some(cgroup.path(&group_below_own(cgroup, layout, name)))
 }

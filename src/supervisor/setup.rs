@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::console::Mode;
 use super::handshake::FromChild;
-use crate::plan::Plan;
+use crate::plan::{LateValue, Plan};
 use crate::rootfs::MountedTree;
 use crate::rootfs::devices::HostDevice;
 use crate::rootfs::mounts::RuntimeTexts;
@@ -27,8 +27,6 @@ pub(super) struct Setup<'a> {
     pub(super) notify: BorrowedFd<'a>,
     pub(super) run_dir: &'a std::path::Path,
     pub(super) environment: &'a [(String, String)],
-    pub(super) layer_fds: bool,
-    pub(super) tmpfs_idmap: bool,
     pub(super) console: Mode,
     pub(super) console_size: Option<rustix::termios::Winsize>,
     pub(super) supervisor: i32,
@@ -79,12 +77,13 @@ impl Program {
         };
         let argv =
             std::iter::once(&path).chain(args).map(|a| process::c_string(a.as_str())).collect::<sys::Result<_>>();
-        // finit ends by exit(0) for reboot and poweroff alike in every container it knows.
-        let unknown = kind == Some(InitKind::Finit);
-        let list = setup.environment.iter().map(|(key, value)| match key.as_str() {
-            "container" if unknown => (key, "machinist"),
-            _ => (key, value.as_str()),
-        });
+        let for_init = |name: &String| {
+            setup.plan.exec.late_environment.iter().find_map(|(key, late)| match late {
+                LateValue::ForInit(init, value) if key == name && kind == Some(*init) => Some(value),
+                _ => None,
+            })
+        };
+        let list = setup.environment.iter().map(|(key, value)| (key, for_init(key).unwrap_or(value)));
         let environment = list.map(|(k, v)| process::c_string(format!("{k}={v}"))).collect::<sys::Result<_>>();
         Ok(Self {
             argv: argv.doing(doing)?,

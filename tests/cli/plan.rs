@@ -119,7 +119,8 @@ fn the_control_group_is_the_units_or_a_scopes_or_ours() {
         let plan = plan::build(&spec, &facts, &Layout::system(root)).unwrap_or_else(|e| panic!("{e}"));
         (plan.cgroup.group, plan.cgroup.unit)
     };
-    let scope = UnitPlan::Scope("machinist-try.scope".into());
+    let otherwise = "/user.slice/session-1.scope/machinist-try".to_owned();
+    let scope = UnitPlan::Scope { unit: "machinist-try.scope".into(), otherwise };
     assert_eq!(group(None, true, "/"), ("/machine.slice/machinist-try.scope".into(), scope));
     let own = UnitPlan::Own("session-1.scope".into());
     assert_eq!(group(Some("session-1.scope"), true, "/"), ("/user.slice/session-1.scope".into(), own));
