@@ -17,7 +17,7 @@ pub enum MachineError {
     Ids(IdMapError),
     /// A step failed.
     Step(StepError),
-    /// A child was killed or vanished without a word.
+    /// A child was killed, or ended without a message.
     Vanished(&'static str),
     /// The machine ended and something of it could not be removed.
     Leftovers(Vec<sys::Error>),

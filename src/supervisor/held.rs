@@ -39,12 +39,12 @@ impl Held {
         }
     }
 
-    /// Makes the control group anew for another boot, and looks for the machine's devices.
+    /// Makes the cgroup again for another boot, and looks for the machine's devices.
     pub(super) fn renew(&mut self, job: &Job) -> Result<Vec<HostDevice>, StepError> {
         let owner = self.range(job.plan.ids).map_or(0, |r| r.shift);
         self.group.renew(owner).doing(|| "cannot start the machine again".into())?;
         machine_cgroup::limit(job, &self.group)?;
-        // What was plugged in anew has other numbers now.
+        // A device that was unplugged and plugged in has other numbers now.
         devices::find(mounts::devices(&job.plan.mounts))
     }
 

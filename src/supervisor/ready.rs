@@ -15,7 +15,7 @@ use crate::sys::process::{self, Ended, ns};
 use crate::sys::worker::{Child, Worker};
 use crate::sys::{self, Errno, netlink};
 
-/// How long a program may take until it is killed and run anew.
+/// How long a program may take until it is killed and run again.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
 
 /// The same for a connection to every address of the machine.
@@ -304,7 +304,7 @@ mod tests {
             let port = listener.local_addr().expect("bound").port();
             assert_eq!(connect(port), Ok(()), "{address}");
             drop(listener);
-            let refused = connect(port).expect_err("nobody listens");
+            let refused = connect(port).expect_err("no listener");
             assert_eq!(refused.errno, Errno::ECONNREFUSED, "{address}");
         }
     }

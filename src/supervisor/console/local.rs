@@ -193,7 +193,7 @@ impl Sink {
 /// Gives a descriptor for the same file, and whether it is non-blocking.
 ///
 /// `O_NONBLOCK` belongs to the open file, which we share with the caller's shell; setting it there would break
-/// the shell after us. So terminals and pipes are opened anew. A regular file is not (that would lose its
+/// the shell after us. So terminals and pipes are opened again. A regular file is not (that would lose its
 /// position and `O_APPEND`), nor can a socket be.
 pub fn reopen(fd: BorrowedFd<'_>, access: OFlags) -> Result<(OwnedFd, bool)> {
     let stat = rustix::fs::fstat(fd).call(|| format!("fstat(descriptor {})", fd.as_raw_fd()))?;

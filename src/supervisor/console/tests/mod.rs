@@ -175,7 +175,7 @@ fn three_escape_keys_within_a_second_leave() {
     assert_eq!(typed(&[(b"ls\x1d", 0), (b"\x1d", 500), (b"\x1d", 1000)]), [false, false, true]);
     assert_eq!(typed(&[(b"\x1d", 0), (b"\x1d", 500), (b"\x1d", 1001)]), [false; 3]);
     assert_eq!(typed(&[(b"\x1d\x1d", 0), (b"x", 1), (b"\x1d", 2)]), [false; 3]);
-    // The third key came too late and begins anew.
+    // The third key came too late and counts as the first.
     assert_eq!(typed(&[(b"\x1d\x1d", 0), (b"\x1d", 1500), (b"\x1d\x1d", 1600)]), [false, false, true]);
 }
 
