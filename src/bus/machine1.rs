@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zbus::wire::{OwnedObjectPath, OwnedVariant};
 
-use super::{Bus, BusError, Errand, call, open};
+use super::{Bus, BusError, BusWorker, call, open};
 use crate::sys::read_text;
 
 const NAME: &str = "org.freedesktop.machine1";
@@ -40,21 +40,21 @@ pub struct Registration {
 /// `renew` names a machine whose last entry goes first: the one of before a reboot. Follow with
 /// [`Registrar::machine`] when there is a leader.
 pub fn begin(bus: &Bus, renew: Option<&str>) -> Result<Registrar, BusError> {
-    let errand = Errand::start(bus.connect()?, |stream, parent| {
+    let worker = BusWorker::start(bus.connect()?, |stream, parent| {
         let result = zbus::block_on(async {
             let bus = open(stream).await?;
             if let Some(name) = renew {
                 // Whoever keeps the table has mostly seen the leader end and removed it.
                 let _ = call(&bus, MANAGER, "UnregisterMachine", &name).await;
             }
-            match parent.hear::<Registration>() {
+            match parent.receive::<Registration>() {
                 Some(machine) => register(&bus, &machine).await,
                 None => Ok(()),
             }
         });
-        parent.tell(&result);
+        parent.answer(&result);
     })?;
-    Ok(Registrar(errand))
+    Ok(Registrar(worker))
 }
 
 /// Asks whoever keeps the table for a login; gives the terminal's master and the machine's leader.
@@ -77,12 +77,12 @@ pub fn open_login(bus: &Bus, name: &str) -> Result<(OwnedFd, u32), BusError> {
 
 /// A registration under way.
 #[derive(Debug)]
-pub struct Registrar(Errand);
+pub struct Registrar(BusWorker);
 
 impl Registrar {
     /// Enters this machine.
     pub fn machine(&self, machine: &Registration) {
-        self.0.tell(machine);
+        self.0.send(machine);
     }
 
     /// How it went. What is left of the child ends with `self`, which the caller may keep until it has time.
@@ -93,14 +93,14 @@ impl Registrar {
 
 /// Begins to take a machine out of the table.
 pub fn unregister(bus: &Bus, name: &str) -> Result<Registrar, BusError> {
-    let errand = Errand::start(bus.connect()?, |stream, parent| {
+    let worker = BusWorker::start(bus.connect()?, |stream, parent| {
         let result = zbus::block_on(async {
             let bus = open(stream).await?;
             call(&bus, MANAGER, "UnregisterMachine", &name).await.map(drop)
         });
-        parent.tell(&result);
+        parent.answer(&result);
     })?;
-    Ok(Registrar(errand))
+    Ok(Registrar(worker))
 }
 
 async fn register(bus: &zbus::Connection, machine: &Registration) -> Result<(), BusError> {

@@ -14,7 +14,7 @@ use zbus::message::Type as MessageType;
 use zbus::wire::{Fd, OwnedVariant, Variant};
 use zbus::{Connection, DBusError as _, MatchRule, MessageStream};
 
-use super::{Bus, Errand, FOR_EVER};
+use super::{Bus, BusWorker, FOR_EVER};
 
 const NAME: &str = "org.machinist1";
 const PATH: &str = "/org/machinist1";
@@ -93,12 +93,12 @@ impl<'a> Daemon<'a> {
     /// has become of the connection.
     pub fn start_alone<G>(&self, name: &str, meanwhile: impl FnOnce() -> G) -> Result<(), Refused> {
         let stream = self.bus.connect().map_err(|_| Refused::Absent)?;
-        let errand = Errand::start(stream, |stream, parent| {
+        let worker = BusWorker::start(stream, |stream, parent| {
             let answer = self.talk_on(stream, async |bus| question::<_, ()>(bus, "StartAlone", &name).await);
-            parent.tell(&Ok(answer));
+            parent.answer(&Ok(answer));
         });
         let _held = meanwhile();
-        errand.and_then(|errand| errand.answer(FOR_EVER)).map_err(|e| Refused::Failed(e.to_string()))?
+        worker.and_then(|worker| worker.answer(FOR_EVER)).map_err(|e| Refused::Failed(e.to_string()))?
     }
 
     /// Stops a machine; gives a remark, as that it had to be killed, or nothing.

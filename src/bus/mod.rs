@@ -1,17 +1,17 @@
 //! Client side of the system bus: exactly the calls that we make of others.
 //!
 //! A supervisor has one thread and little memory, and a bus has daemons behind it that may be slow, hung or hostile.
-//! So every errand is run by a short-lived child ([`Errand`]), whose answer is awaited no longer than the caller
+//! So a short-lived child makes the calls ([`BusWorker`]), whose answer is awaited no longer than the caller
 //! likes; then it is killed. The caller connects and the child speaks: to the bus and everybody on it the connection is the
 //! caller's (`SO_PEERCRED`), which is how machined comes to know the supervisor of a machine.
 //!
 //! Serves nothing and keeps no connection.
 
-mod errand;
 pub mod label;
 pub mod machine1;
 pub mod machinist1;
 pub mod systemd1;
+mod worker;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -29,7 +29,7 @@ use zbus::address::transport::UnixSocket;
 use crate::spec::{Layout, Scope};
 use crate::sys::{self, socket};
 
-pub use errand::Errand;
+pub use worker::BusWorker;
 
 /// How long a call may take before we go on without its answer. A busy host that has to start a daemon for it needs a few
 /// seconds.

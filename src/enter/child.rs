@@ -14,14 +14,12 @@ use super::streams::{Ends, Streams};
 use super::users::{self, User, UserProblem};
 use super::{Command, EnterError, Report, Rights, Shown, Stdio, Target, Work};
 use crate::enter::process_limits;
+use crate::spec::DEFAULT_PATH;
 use crate::sys::StepError;
 use crate::sys::path::RootFd;
-use crate::sys::process::{self, ns};
+use crate::sys::process::{self, CAP_SYS_ADMIN, ns};
 use crate::sys::worker::Worker;
 use crate::sys::{self, Context, Errno, Error, channel, socket};
-
-const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 type Outcome<T> = Result<T, EnterError>;
 
@@ -185,16 +183,11 @@ fn limit(rights: &Rights, user: &User, as_user: impl FnOnce() -> sys::Result<()>
     as_user().map_err(EnterError::Streams)?;
     process::join_new_keyring().map_err(enter_error)?;
     let keep = if user.uid == 0 { rights.capabilities } else { 0 };
-    if !rights.filter.is_empty() {
-        // Changing the user emptied the effective set.
+    if keep & CAP_SYS_ADMIN == 0 && !rights.filter.is_empty() {
+        // To load the filter: changing the user has emptied the effective set.
         process::set_capabilities(keep | CAP_SYS_ADMIN).map_err(enter_error)?;
-        process::load_filter(&rights.filter).map_err(enter_error)?;
     }
-    process::set_capabilities(keep).map_err(enter_error)?;
-    if rights.no_new_privileges {
-        process::set_no_new_privileges().map_err(enter_error)?;
-    }
-    Ok(())
+    process::limit_rights(keep, &rights.filter, rights.no_new_privileges).map_err(enter_error)
 }
 
 /// Goes to the working directory with the user's rights, and makes sure that it is inside the root.
@@ -297,7 +290,7 @@ impl Image {
 /// except that a terminal is of the kind that ours is.
 fn environment(command: &Command, user: &User, terminal: Option<&str>) -> Vec<(String, String)> {
     let mut variables: Vec<(String, String)> = [
-        ("PATH", SEARCH_PATH),
+        ("PATH", DEFAULT_PATH),
         ("HOME", &user.home),
         ("USER", &user.name),
         ("LOGNAME", &user.name),
@@ -339,7 +332,7 @@ mod tests {
         let command = Command { environment: asked.into(), ..Command::default() };
         let text: Vec<String> =
             environment(&command, &user(), Some("xterm")).iter().map(|(n, v)| format!("{n}={v}")).collect();
-        let path = format!("PATH={SEARCH_PATH}");
+        let path = format!("PATH={DEFAULT_PATH}");
         let wanted = [&*path, "USER=alice", "LOGNAME=alice", "SHELL=/bin/sh", "HOME=/srv", "LANG=C.UTF-8"];
         assert_eq!(text, wanted);
     }

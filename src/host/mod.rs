@@ -7,12 +7,10 @@ mod limits;
 use std::path::{Path, PathBuf};
 
 use crate::spec::{Resources, Scope};
+use crate::sys::process::CAP_SYS_ADMIN;
 use crate::sys::{Context as _, Errno, Error, Result, read_text};
 
 pub use limits::LimitFacts;
-
-/// Bit of `CAP_SYS_ADMIN` (`capabilities(7)`).
-const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 /// The first kernel on which machines can be made.
 const OLDEST_KERNEL: (u32, u32) = (5, 19);

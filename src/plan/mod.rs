@@ -18,8 +18,8 @@ use serde::Serialize;
 
 use crate::host::{CgroupFacts, HostFacts};
 use crate::spec::{
-    Clock, Console, IdRange, InitKind, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Order, Ownership,
-    Payload, Ready, Register, RestartPolicy, RootSource, Scope, Unmet, Upper, UserMode, Volatile,
+    Clock, Console, DEFAULT_PATH, IdRange, InitKind, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Order,
+    Ownership, Payload, Ready, Register, RestartPolicy, RootSource, Scope, Unmet, Upper, UserMode, Volatile,
 };
 use limits::Limit;
 use mounts::MountOp;
@@ -428,7 +428,7 @@ fn check_uppers(root: &RootPlan, mounts: &[MountOp]) -> Result<(), PlanError> {
 fn environment(spec: &MachineSpec, facts: &HostFacts) -> Vec<(String, String)> {
     let mut list: Vec<(String, String)> = Vec::new();
     let mut set = |key: &str, value: &str| list.push((key.to_owned(), value.to_owned()));
-    set("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    set("PATH", DEFAULT_PATH);
     // The value that guests' tools know (ConditionVirtualization=, OpenRC, cloud-init); the interface behind
     // it is the one we serve.
     set("container", "systemd-nspawn");

@@ -30,6 +30,9 @@ pub use words::{GuestPath, Hostname, ImageName, MachineId, MachineName, WordErro
 /// Number of ids a machine's user namespace holds unless set otherwise: uid 0 up to `nobody`.
 pub const ID_RANGE_SIZE: u32 = 65_536;
 
+/// `PATH` of an init or a command, unless another is set.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// A consecutive block of host ids given to one machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdRange {

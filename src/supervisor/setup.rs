@@ -95,17 +95,8 @@ impl Program {
 
 /// Drops to the machine's rights: from here on only exec is left.
 pub(super) fn limit(setup: &Setup<'_>) -> Result<(), StepError> {
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
-    let doing = || "cannot limit the machine's rights".to_owned();
-    let keep = setup.plan.privileges.capabilities;
-    if setup.plan.privileges.no_new_privileges {
-        process::set_no_new_privileges().doing(doing)?;
-    }
-    // The filter needs CAP_SYS_ADMIN to be loaded, and may forbid capset afterwards.
-    if keep & CAP_SYS_ADMIN == 0 {
-        process::load_filter(setup.filter).doing(doing)?;
-        return process::limit_capabilities(keep).doing(doing);
-    }
-    process::limit_capabilities(keep).doing(doing)?;
-    process::load_filter(setup.filter).doing(doing)
+    let privileges = &setup.plan.privileges;
+    process::limit_bounding_set(privileges.capabilities)
+        .and_then(|()| process::limit_rights(privileges.capabilities, setup.filter, privileges.no_new_privileges))
+        .doing(|| "cannot limit the machine's rights".into())
 }

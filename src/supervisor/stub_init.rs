@@ -106,7 +106,8 @@ fn candidates(program: &Program) -> Vec<std::ffi::CString> {
     if name.contains(&b'/') {
         return vec![program.path.clone()];
     }
-    let path = program.environment.iter().find_map(|e| e.to_bytes().strip_prefix(b"PATH=")).unwrap_or(b"/usr/bin:/bin");
+    let path = program.environment.iter().find_map(|e| e.to_bytes().strip_prefix(b"PATH="));
+    let path = path.unwrap_or(crate::spec::DEFAULT_PATH.as_bytes());
     let join = |dir: &[u8]| process::c_string([dir, b"/", name].concat());
     path.split(|b| *b == b':').filter_map(|dir| join(dir).ok()).collect()
 }

@@ -5,7 +5,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::Errno;
 
 /// Writes the number.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 pub fn serialize<S: Serializer>(errno: &Errno, serializer: S) -> Result<S::Ok, S::Error> {
     (*errno as i32).serialize(serializer)
 }

@@ -118,7 +118,7 @@ pub fn set_undumpable() -> Result<()> {
 }
 
 /// Sets `no_new_privs` for good.
-pub fn set_no_new_privileges() -> Result<()> {
+fn set_no_new_privileges() -> Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1, "PR_SET_NO_NEW_PRIVS").map(drop)
 }
 
@@ -131,12 +131,6 @@ pub fn set_name(name: &CStr) {
 /// The effective capabilities of this process as a mask.
 pub fn effective_set() -> Result<u64> {
     rustix::thread::capabilities(None).call(|| "capget".into()).map(|sets| sets.effective.bits())
-}
-
-/// Sets all five capability sets: bounding, permitted and effective become `keep`, the others empty.
-pub fn limit_capabilities(keep: u64) -> Result<()> {
-    limit_bounding_set(keep)?;
-    set_capabilities(keep)
 }
 
 /// Takes everything but `keep` out of the bounding set, every capability that the kernel knows.
@@ -163,6 +157,26 @@ pub fn set_capabilities(set: u64) -> Result<()> {
     rustix::thread::set_capabilities(None, sets).call(|| format!("capset({set:#x})"))
 }
 
+/// The bit of `CAP_SYS_ADMIN` (`capabilities(7)`).
+pub const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+/// Gives up all capabilities but these and installs the filter, unless that is empty: afterwards only exec is left.
+///
+/// The caller holds `CAP_SYS_ADMIN`, by which the filter needs no `no_new_privs`. So the filter is loaded as the last step if the
+/// capability stays; else before the capabilities go, and must then allow `capset`.
+pub fn limit_rights(capabilities: u64, filter: &[FilterInsn], no_new_privileges: bool) -> Result<()> {
+    if no_new_privileges {
+        set_no_new_privileges()?;
+    }
+    let load = || if filter.is_empty() { Ok(()) } else { load_filter(filter) };
+    if capabilities & CAP_SYS_ADMIN == 0 {
+        load()?;
+        return set_capabilities(capabilities);
+    }
+    set_capabilities(capabilities)?;
+    load()
+}
+
 /// Keeps the permitted capabilities when the user changes from root to another, until exec.
 pub fn keep_capabilities() -> Result<()> {
     prctl(libc::PR_SET_KEEPCAPS, 1, "PR_SET_KEEPCAPS").map(drop)
@@ -172,7 +186,7 @@ pub fn keep_capabilities() -> Result<()> {
 pub use libc::sock_filter as FilterInsn;
 
 /// Installs a system call filter for this process; it needs `CAP_SYS_ADMIN` or `no_new_privs` (`seccomp(2)`).
-pub fn load_filter(program: &[FilterInsn]) -> Result<()> {
+fn load_filter(program: &[FilterInsn]) -> Result<()> {
     let name = || format!("seccomp(SECCOMP_SET_MODE_FILTER, {} instructions)", program.len());
     let len = u16::try_from(program.len()).map_err(|_| Error { call: name(), errno: Errno::E2BIG })?;
     let prog = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };

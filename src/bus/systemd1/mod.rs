@@ -1,7 +1,7 @@
 //! `org.freedesktop.systemd1`: the one client of a systemd, the host's or a machine's.
 //!
 //! [`Manager`] makes the calls over a connection that its caller has: the daemon its own, the others that of a child
-//! ([`Errand`](super::Errand)). The contract is `org.freedesktop.systemd1(5)`.
+//! ([`BusWorker`](super::BusWorker)). The contract is `org.freedesktop.systemd1(5)`.
 
 mod scope;
 mod units;

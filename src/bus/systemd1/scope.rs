@@ -6,7 +6,7 @@ use std::time::Duration;
 use zbus::OwnedObjectPath;
 
 use super::{Manager, TASKS_MAX, failed};
-use crate::bus::{Bus, BusError, Errand, open};
+use crate::bus::{Bus, BusError, BusWorker, open};
 use crate::sys::{self, read_text};
 
 /// The signal with which a scope of ours is asked to stop.
@@ -35,7 +35,7 @@ pub struct ScopeRequest<'a> {
 /// A scope that holds nothing yet but a process of ours, which keeps it alive until [`Scope::go`].
 #[derive(Debug)]
 pub struct Scope {
-    errand: Errand,
+    worker: BusWorker,
     group: String,
 }
 
@@ -43,17 +43,17 @@ pub struct Scope {
 ///
 /// A scope of that name which is just going away, from the machine's life before, is waited for.
 pub fn start_scope(bus: &Bus, request: &ScopeRequest<'_>) -> Result<Scope, BusError> {
-    let errand = Errand::start(bus.connect()?, |stream, parent| {
+    let worker = BusWorker::start(bus.connect()?, |stream, parent| {
         let made = zbus::block_on(async {
             let bus = open(stream).await?;
             allocate(&bus, request).await?;
             own_group()
         });
-        parent.tell(&made);
-        parent.hear::<()>();
+        parent.answer(&made);
+        parent.receive::<()>();
     })?;
-    let group = errand.answer(SCOPE_LIMIT)?;
-    Ok(Scope { errand, group })
+    let group = worker.answer(SCOPE_LIMIT)?;
+    Ok(Scope { worker, group })
 }
 
 impl Scope {
@@ -65,8 +65,8 @@ impl Scope {
     /// Lets our process end and waits until it has: groups that processes are in hand on no controllers. Whoever calls
     /// has put another into a group below the scope's.
     pub fn go(mut self) -> sys::Result<()> {
-        self.errand.tell(&());
-        self.errand.wait()
+        self.worker.send(&());
+        self.worker.wait()
     }
 }
 

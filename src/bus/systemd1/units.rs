@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use zbus::OwnedObjectPath;
 
 use super::{Manager, Signals, failed};
-use crate::bus::{Bus, BusError, Errand, FOR_EVER, open};
+use crate::bus::{Bus, BusError, BusWorker, FOR_EVER, open};
 
 /// How long systemd may take to read its units anew: it runs every generator.
 const RELOAD: Duration = Duration::from_secs(90);
@@ -26,13 +26,13 @@ pub struct UnitState {
 
 /// Has systemd read its units anew, which runs its generators.
 pub fn reload(bus: &Bus) -> Result<(), BusError> {
-    let errand = Errand::start(bus.connect()?, |stream, parent| {
-        parent.tell(&zbus::block_on(async {
+    let worker = BusWorker::start(bus.connect()?, |stream, parent| {
+        parent.answer(&zbus::block_on(async {
             let bus = open(stream).await?;
             Manager::on(&bus).call("Reload", &()).await.map(drop).map_err(|e| failed("Reload", &e))
         }));
     })?;
-    errand.answer(RELOAD)
+    worker.answer(RELOAD)
 }
 
 /// What became of a unit that was to be started.
@@ -48,7 +48,7 @@ pub enum Started {
 
 /// Starts a unit, and waits until it is started if `wait` is set.
 pub fn start(bus: &Bus, unit: &str, wait: bool) -> Result<Started, BusError> {
-    let errand = Errand::start(bus.connect()?, |stream, parent| {
+    let worker = BusWorker::start(bus.connect()?, |stream, parent| {
         let begin = async |bus: &zbus::Connection| {
             let path = load(bus, unit).await?;
             if text(bus, &path, "Unit", "LoadState").await? == "not-found" {
@@ -64,11 +64,11 @@ pub fn start(bus: &Bus, unit: &str, wait: bool) -> Result<Started, BusError> {
             };
             let (bus, (job, mut removed, path)) = match begun.await {
                 Ok((bus, Some(begun))) => (bus, begun),
-                Ok((_, None)) => return parent.tell(&Ok(Started::Absent)),
-                Err(e) => return parent.tell(&Err::<Started, _>(e)),
+                Ok((_, None)) => return parent.answer(&Ok(Started::Absent)),
+                Err(e) => return parent.answer(&Err::<Started, _>(e)),
             };
             // From now on it may take as long as it likes.
-            parent.tell(&Ok(Started::Yes));
+            parent.answer(&Ok(Started::Yes));
             if wait {
                 let end = async {
                     let result = removed.end_of(&job).await.map_err(|e| failed("StartUnit", &e))?;
@@ -77,20 +77,20 @@ pub fn start(bus: &Bus, unit: &str, wait: bool) -> Result<Started, BusError> {
                     }
                     Ok(Started::No(result, state(&bus, unit, &path).await?))
                 };
-                parent.tell(&end.await);
+                parent.answer(&end.await);
             }
         });
     })?;
-    match errand.answer(RELOAD)? {
-        Started::Yes if wait => errand.answer(FOR_EVER),
+    match worker.answer(RELOAD)? {
+        Started::Yes if wait => worker.answer(FOR_EVER),
         other => Ok(other),
     }
 }
 
 /// Stops a unit and waits until it has; gives how it stands with it then.
 pub fn stop(bus: &Bus, unit: &str) -> Result<UnitState, BusError> {
-    let errand = Errand::start(bus.connect()?, |stream, parent| {
-        parent.tell(&zbus::block_on(async {
+    let worker = BusWorker::start(bus.connect()?, |stream, parent| {
+        parent.answer(&zbus::block_on(async {
             let bus = open(stream).await?;
             let path = load(&bus, unit).await?;
             // Else systemd forgets the unit, and what it said last, before we have asked.
@@ -105,13 +105,13 @@ pub fn stop(bus: &Bus, unit: &str) -> Result<UnitState, BusError> {
             }
         }));
     })?;
-    errand.answer(FOR_EVER)
+    worker.answer(FOR_EVER)
 }
 
 /// Has units start with the host or not any more, until it reboots or for good; gives the files that were changed.
 pub fn enable(bus: &Bus, units: &[String], on: bool) -> Result<Vec<String>, BusError> {
-    let errand = Errand::start(bus.connect()?, |stream, parent| {
-        parent.tell(&zbus::block_on(async {
+    let worker = BusWorker::start(bus.connect()?, |stream, parent| {
+        parent.answer(&zbus::block_on(async {
             let bus = open(stream).await?;
             type Changes = Vec<(String, String, String)>;
             let systemd = Manager::on(&bus);
@@ -132,7 +132,7 @@ pub fn enable(bus: &Bus, units: &[String], on: bool) -> Result<Vec<String>, BusE
             Ok(changes.into_iter().map(|(_, file, _)| file).collect::<Vec<_>>())
         }));
     })?;
-    errand.answer(RELOAD)
+    worker.answer(RELOAD)
 }
 
 async fn load(bus: &zbus::Connection, unit: &str) -> Result<OwnedObjectPath, BusError> {

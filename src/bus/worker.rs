@@ -1,4 +1,4 @@
-//! [`Errand`]: a child of ours that speaks to the bus and comes back with one answer.
+//! [`BusWorker`]: a child process that calls methods on the bus and gives its parent one answer.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -11,23 +11,23 @@ use crate::sys::{self, channel, socket};
 
 /// A child on its way; killed and reaped when dropped.
 #[derive(Debug)]
-pub struct Errand {
+pub struct BusWorker {
     channel: OwnedFd,
     child: Child,
 }
 
-/// The child's end: where it hears from its parent and answers.
+/// The child's end of the channel to its parent.
 #[derive(Debug)]
 pub(super) struct Parent(OwnedFd);
 
-impl Errand {
+impl BusWorker {
     /// Starts a child that holds `stream` and nothing else of ours, and leaves it alone with `work`.
     ///
     /// The caller must have one thread (see [`Worker::spawn`]).
     pub(super) fn start(stream: OwnedFd, work: impl FnOnce(OwnedFd, &Parent)) -> Result<Self, BusError> {
         let (ours, theirs) = socket::pair()?;
         let parent = Parent(theirs);
-        let lost = |why: &str| parent.tell::<()>(&Err(lost(&format!("panicked: {why}"))));
+        let lost = |why: &str| parent.answer::<()>(&Err(lost(&format!("panicked: {why}"))));
         let kept = [stream.as_fd(), parent.0.as_fd()];
         let worker = Worker::new(c"machinist-bus").tied().kill_on_drop().keep(&kept).on_panic(&lost);
         let child = worker.spawn(|| {
@@ -37,8 +37,8 @@ impl Errand {
         Ok(Self { channel: ours, child: child? })
     }
 
-    /// Tells the child something. One that has ended does not hear it; its answer says why.
-    pub(super) fn tell<T: Serialize>(&self, message: &T) {
+    /// Sends the child a message. One that has ended does not receive it; its answer says why.
+    pub(super) fn send<T: Serialize>(&self, message: &T) {
         // A child that is gone is reported by `answer`.
         let _ = channel::send(&self.channel, message, &[]);
     }
@@ -59,19 +59,19 @@ impl Errand {
 }
 
 impl Parent {
-    /// What the parent says; `None` if it went away or has nothing to say any more.
-    pub(super) fn hear<T: DeserializeOwned>(&self) -> Option<T> {
+    /// The parent's next message; `None` if it has ended or sends no more.
+    pub(super) fn receive<T: DeserializeOwned>(&self) -> Option<T> {
         Some(channel::receive(&self.0).ok()??.0)
     }
 
-    /// Gives the parent the answer.
-    pub(super) fn tell<T: Serialize>(&self, answer: &Result<T, BusError>) {
+    /// Sends the parent the answer.
+    pub(super) fn answer<T: Serialize>(&self, answer: &Result<T, BusError>) {
         // A parent that is gone does not need it.
         let _ = channel::send(&self.0, answer, &[]);
     }
 }
 
-/// Something has happened to the child.
+/// The error of a child that ended without an answer.
 fn lost(how: &str) -> BusError {
     BusError::Failed { call: "speaking to the bus".into(), why: format!("the child for it {how}") }
 }
