@@ -55,10 +55,10 @@ impl Daemon {
         }
         let name = UniqueName::try_from(sender.as_str()).map_err(Failure::failed)?;
         let bus = zbus::fdo::DBusProxy::new(&self.connection).await?;
-        let told = bus.get_connection_credentials(BusName::from(name)).await.map_err(Failure::failed)?;
-        let uid = told.unix_user_id().ok_or_else(|| Failure::access_denied("The bus does not know your user."))?;
-        let pid = told.process_id().and_then(|p| i32::try_from(p).ok()).unwrap_or(0);
-        let groups = told.unix_group_ids().map(Vec::as_slice).unwrap_or_default();
+        let known = bus.get_connection_credentials(BusName::from(name)).await.map_err(Failure::failed)?;
+        let uid = known.unix_user_id().ok_or_else(|| Failure::access_denied("The bus does not know your user."))?;
+        let pid = known.process_id().and_then(|p| i32::try_from(p).ok()).unwrap_or(0);
+        let groups = known.unix_group_ids().map(Vec::as_slice).unwrap_or_default();
         let reader = self.read_group.is_some_and(|group| groups.contains(&group));
         let credentials = Credentials { uid, pid, reader };
         let mut callers = self.callers();

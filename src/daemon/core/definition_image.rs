@@ -51,7 +51,7 @@ impl Defined {
     /// The definition as an image.
     pub(crate) fn image(&self, daemon: &Daemon) -> Image {
         let spec = config::load(&daemon.layout, self.name.as_str()).ok().map(|loaded| loaded.spec);
-        // With faults in it, the definition is all that is known; starting the machine tells them.
+        // With faults in it, the definition is all that is known; starting the machine reports them.
         let path = spec.as_ref().map_or_else(|| self.definition.clone(), |spec| self.path(daemon, spec));
         let changed = changed(&self.definition);
         Image {

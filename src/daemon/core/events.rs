@@ -23,7 +23,7 @@ use crate::sys::{self, Context as _};
 /// Follows the run directories until the daemon ends.
 pub(crate) async fn follow(daemon: Arc<Daemon>) {
     if let Err(e) = try_follow(&daemon).await {
-        daemon.say(Level::Warning, &format!("No events will be told: {e}."));
+        daemon.say(Level::Warning, &format!("Cannot announce events: {e}."));
     }
 }
 
@@ -62,7 +62,7 @@ fn drain(fd: &std::os::fd::OwnedFd) -> sys::Result<bool> {
     }
 }
 
-/// What was last told of a machine.
+/// What was last announced of a machine.
 #[derive(Debug)]
 struct Known {
     state: &'static str,

@@ -1,6 +1,6 @@
 //! Files into and out of a running machine: binds and copies.
 //!
-//! A copy whose client has gone away goes on to its end, as with machined: half a copy is of no use.
+//! A copy whose client has left continues to its end, as with machined: half a copy is of no use.
 
 use std::path::{Component, Path};
 use std::sync::Arc;

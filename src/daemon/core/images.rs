@@ -23,7 +23,7 @@ pub(crate) enum Change {
 }
 
 impl Change {
-    /// What polkit is told.
+    /// The word for it in the details for polkit.
     fn verb(&self) -> &'static str {
         match self {
             Self::Remove => "remove",
@@ -41,7 +41,7 @@ fn store(daemon: &Daemon) -> Store {
 
 /// Names of all images.
 pub(crate) fn names(daemon: &Daemon) -> Vec<String> {
-    // A store that cannot be read has none to show; listing it tells why.
+    // A store that cannot be read has none to show; listing it reports why.
     store(daemon).list().unwrap_or_default().into_iter().map(|image| image.name).collect()
 }
 
@@ -129,7 +129,7 @@ pub(crate) async fn change(daemon: &Daemon, caller: &Caller, name: &str, change:
     Ok(())
 }
 
-/// What `read` finds in an image; nothing in a definition, as what is in its layers is told of their images.
+/// What `read` finds in an image; nothing in a definition: its layers are images themselves.
 pub(crate) async fn look_into<T: Default + Send + 'static>(
     daemon: &Daemon,
     name: &str,

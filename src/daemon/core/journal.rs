@@ -1,7 +1,7 @@
-//! What the journal is told of machines, in the words that others look for (`sd-messages(3)`).
+//! Entries of the journal about machines, with the fields that other programs look for (`sd-messages(3)`).
 //!
-//! `journalctl MESSAGE_ID=…` and `machinectl status` find these; a host without a journal has no socket, and is
-//! told nothing.
+//! `journalctl MESSAGE_ID=…` and `machinectl status` find these; a host without a journal has no socket and
+//! gets none.
 
 use crate::spec::Layout;
 use crate::sys::socket;
@@ -13,7 +13,7 @@ const STARTED: &str = "24d8d4452573402496068381a6312df2";
 /// Message of a machine that has gone.
 const STOPPED: &str = "58432bd3bace477cb514b56381b8a758";
 
-/// Tells the journal; whether it could be told.
+/// Sends an entry; whether the journal took it.
 pub(crate) fn machine(layout: &Layout, machine: &Machine, started: bool) -> bool {
     let path = layout.journal_socket();
     path.to_str().is_some_and(|path| socket::notify(path, &text(machine, started)).is_ok())

@@ -94,7 +94,7 @@ pub(crate) async fn terminate(daemon: &Daemon, caller: &Caller, subject: &Subjec
     Ok(())
 }
 
-/// Tells the supervisor of a machine of ours that it is about to be ended.
+/// Announces to the supervisor of a machine of ours that the machine is about to be ended.
 async fn announce(daemon: &Daemon, machine: &Machine) -> Outcome {
     let name = MachineName::parse(&machine.name).map_err(Failure::failed)?;
     let layout = daemon.layout.clone();

@@ -23,7 +23,7 @@ pub(crate) struct Finished {
 }
 
 impl Finished {
-    /// The failure that it told, without the word in front.
+    /// The failure that it reported, without the word in front.
     pub(crate) fn check(&self) -> Outcome {
         if self.status == 0 {
             return Ok(());

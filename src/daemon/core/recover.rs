@@ -1,4 +1,4 @@
-//! Machines of ours that began while no daemon ran: their run directories tell of them.
+//! Machines of ours that began while no daemon ran: found by their run directories.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ fn entry(state: &State) -> Option<Machine> {
         service: SERVICE.to_owned(),
         class: Class::Container,
         supervisor: Process::open(state.supervisor).ok(),
-        // Only what is a directory is told as a path; the rest is in words.
+        // Only a directory is given as a path; the rest is described in words.
         root: Some(&state.root).filter(|root| Path::new(root).is_dir()).cloned().unwrap_or_default(),
         interfaces: Vec::new(),
         vsock_cid: NO_CID,

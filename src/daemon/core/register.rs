@@ -154,7 +154,7 @@ pub(crate) fn adopt(daemon: &Daemon, machine: &mut Machine) {
     }
 }
 
-/// Takes a machine in, tells it, and waits for its end beside.
+/// Adds a machine, announces it, and waits for its end in a task of its own.
 pub(crate) async fn add(daemon: &Arc<Daemon>, machine: Machine) -> Outcome<Arc<Machine>> {
     let known = daemon.registry().get(&machine.name).map(|m| m.leader.pid);
     // Its supervisor may register what we found ourselves when we began.
@@ -172,7 +172,7 @@ pub(crate) async fn add(daemon: &Arc<Daemon>, machine: Machine) -> Outcome<Arc<M
     Ok(machine)
 }
 
-/// Forgets a machine and tells it.
+/// Removes a machine and announces that.
 pub(crate) async fn remove(daemon: &Daemon, name: &str) {
     let removed = daemon.registry().remove(name);
     if let Some(machine) = removed {
@@ -214,7 +214,7 @@ fn owner(pid: i32) -> Outcome<u32> {
     let status = crate::sys::read_text(std::path::Path::new(&format!("/proc/{pid}/status")))?;
     let line = status.lines().find_map(|l| l.strip_prefix("Uid:"));
     let uid = line.and_then(|l| l.split_whitespace().nth(1)).and_then(|uid| uid.parse().ok());
-    uid.ok_or_else(|| Failure::leader_ended())
+    uid.ok_or_else(Failure::leader_ended)
 }
 
 pub(crate) fn micros(duration: std::time::Duration) -> u64 {

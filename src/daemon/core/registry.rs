@@ -46,7 +46,7 @@ impl Class {
     }
 }
 
-/// A process that is told from a later one with the same number.
+/// A process, distinguished from a later one with the same number.
 #[derive(Debug, Clone)]
 pub(crate) struct Process {
     pub(crate) pid: i32,

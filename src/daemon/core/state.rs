@@ -84,12 +84,12 @@ pub(crate) struct Daemon {
     pub(crate) complete: AtomicBool,
     pub(crate) completed: Event,
     pub(crate) say: fn(u8, &str),
-    /// Tells all who listen on the bus.
+    /// Announces news to all who listen on the bus.
     pub(crate) announce: Announce,
     pub(crate) quit: Event,
 }
 
-/// What all who listen on the bus are told.
+/// What is announced on the bus.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum News {
     /// A machine has been registered.
@@ -100,7 +100,7 @@ pub(crate) enum News {
     Event { machine: String, event: &'static str, details: Value },
 }
 
-/// Tells the news; done when they are on their way, so that they come before the reply to the request that caused them.
+/// Announces news; done when they are on their way, so that they come before the reply to the request that caused them.
 pub(crate) type Announce = Box<dyn Fn(News) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// What is known of units where we stand in for systemd.
@@ -156,7 +156,7 @@ impl Daemon {
         self.stand_in.served.load(Ordering::Relaxed)
     }
 
-    /// Tells all who listen what happened to a machine, or to all definitions.
+    /// Announces what happened to a machine, or to all definitions.
     pub(crate) async fn event(&self, machine: &str, event: &'static str, details: Value) {
         (self.announce)(News::Event { machine: machine.to_owned(), event, details }).await;
     }

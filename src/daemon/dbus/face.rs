@@ -38,7 +38,7 @@ async fn send(connection: &Connection, message: zbus::Result<Message>) {
     }
 }
 
-/// Tells the core's news as signals.
+/// Sends the core's news as signals.
 pub(crate) fn announcer(connection: Connection) -> Announce {
     Box::new(move |news| {
         let connection = connection.clone();

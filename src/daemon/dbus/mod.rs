@@ -39,7 +39,7 @@ pub(crate) async fn serve_calls(face: Arc<Face>, mut stream: MessageStream) {
             }
             Some(Ok(_)) => {}
             Some(Err(_)) | None => {
-                face.daemon.say(Level::Err, "The bus has gone away.");
+                face.daemon.say(Level::Err, "The connection to the bus has ended.");
                 face.daemon.quit.notify(1);
                 return;
             }
@@ -58,6 +58,6 @@ async fn answer(face: &Arc<Face>, call: &Call) {
         return;
     }
     let reply = result.map_or_else(|refusal| call.refuse(&refusal), Ok);
-    // A caller that has gone away gets no answer.
+    // A caller that has left gets no answer.
     face.send(reply).await;
 }

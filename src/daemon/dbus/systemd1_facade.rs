@@ -234,7 +234,7 @@ struct JobEnd {
     event: Event,
 }
 
-/// Begins what is asked, and answers with the path of a job whose end is told by `JobRemoved`.
+/// Starts a job and replies with its path; the signal `JobRemoved` announces its end.
 async fn job(face: &Arc<Face>, call: &Call, kind: &str, unit: &str) -> Answer {
     let daemon = &face.daemon;
     let kind = match kind {

@@ -151,7 +151,7 @@ async fn accept(daemon: Arc<Daemon>, service: Service, fd: OwnedFd, connections:
             continue;
         };
         let Ok(peer) = socket::peer(&stream) else { continue };
-        // A client that finds no place is told by the end of the connection.
+        // For a client without a place, the end of the connection is the answer.
         let Some(place) = Place::take(&connections, peer.uid) else { continue };
         let Ok(stream) = AsyncIo::<_, Shared>::new_nonblocking(&daemon.runtime, stream) else { continue };
         let connection =

@@ -113,7 +113,7 @@ pub(super) fn ask(
             if !has_systemd(&bus).await? {
                 return Err(Failure::not_supported("The machine has a bus, and no systemd on it."));
             }
-            // Before the start, so that no end is missed. Without it the end is not told, and all else works.
+            // Before the start, so that no end is missed. Without it the end is not reported, and all else works.
             let wanted = matches!(job, Job::Shell(_));
             let changes = if wanted { Manager::on(&bus).changes(&unit_path(&unit)).await.ok() } else { None };
             start(&bus, path, &peer, job).await?;
