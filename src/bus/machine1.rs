@@ -25,7 +25,7 @@ pub const SERVICE: &str = "machinist";
 pub struct Registration {
     /// Its name.
     pub name: String,
-    /// Its machine id, as told to its init.
+    /// Its machine id, as passed to its init.
     pub id: [u8; 16],
     /// Its first process, as the host numbers it.
     pub leader: u32,
@@ -44,7 +44,7 @@ pub fn begin(bus: &Bus, renew: Option<&str>) -> Result<Registrar, BusError> {
         let result = zbus::block_on(async {
             let bus = open(stream).await?;
             if let Some(name) = renew {
-                // Whoever keeps the table has mostly seen the leader end and removed it.
+                // The machine1 service has mostly seen the leader end and removed the entry.
                 let _ = call(&bus, MANAGER, "UnregisterMachine", &name).await;
             }
             match parent.receive::<Registration>() {
@@ -57,7 +57,7 @@ pub fn begin(bus: &Bus, renew: Option<&str>) -> Result<Registrar, BusError> {
     Ok(Registrar(worker))
 }
 
-/// Asks whoever keeps the table for a login; gives the terminal's master and the machine's leader.
+/// Asks the machine1 service for a login; returns the terminal's master and the machine's leader.
 pub fn open_login(bus: &Bus, name: &str) -> Result<(OwnedFd, u32), BusError> {
     let stream = bus.connect()?;
     zbus::block_on(async {
@@ -110,7 +110,7 @@ async fn register(bus: &zbus::Connection, machine: &Registration) -> Result<(), 
         Err(BusError::Exists(_)) => BusError::Exists(name.clone()),
         other => return other.map(drop),
     };
-    // Whoever was killed has left its entry, until the table's keeper sees it.
+    // A supervisor that was killed has left its entry, until the machine1 service notices.
     let Some((service, leader)) = entry(bus, name).await else { return Err(first) };
     if is_alive(leader) {
         return Err(BusError::Taken { machine: name.clone(), service, leader });

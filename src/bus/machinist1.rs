@@ -20,7 +20,7 @@ const NAME: &str = "org.machinist1";
 const PATH: &str = "/org/machinist1";
 const INTERFACE: &str = "org.machinist1.Manager";
 
-/// How long the bus may take to say whether the daemon is there; one that hangs has none, and we do without.
+/// How long the bus may take to report whether the daemon is there. If it hangs, we do without the daemon.
 const REACHED: Duration = Duration::from_secs(2);
 
 /// An answer that is no answer.
@@ -65,13 +65,13 @@ impl<'a> Daemon<'a> {
         Self { bus, activate }
     }
 
-    /// What `machinist list --json` says.
+    /// The objects of `machinist list --json`.
     pub fn list(&self, all: bool) -> Result<Vec<Value>, Refused> {
         let rows: Vec<BTreeMap<String, OwnedVariant>> = self.ask("ListMachines", &all)?;
         Ok(rows.into_iter().map(object).collect())
     }
 
-    /// What `machinist status --json` says.
+    /// The object of `machinist status --json`.
     pub fn machine(&self, name: &str) -> Result<Value, Refused> {
         self.ask("GetMachine", &name).map(object)
     }
@@ -124,7 +124,7 @@ impl<'a> Daemon<'a> {
         self.ask("Exec", &body)
     }
 
-    /// Gives every event to `tell` until that says no, or the bus goes away.
+    /// Gives every event to `tell` until that returns false, or the bus goes away.
     pub fn events(&self, mut tell: impl FnMut(&str, &str, Value) -> bool) -> Result<(), Refused> {
         self.talk(async |connection| {
             let rule =
@@ -152,7 +152,7 @@ impl<'a> Daemon<'a> {
         self.talk(async |connection| question(connection, method, body).await)
     }
 
-    /// Connects, makes sure that the daemon is there, and says what is to be said.
+    /// Connects, makes sure that the daemon is there, and runs `words` on the connection.
     fn talk<T>(&self, words: impl AsyncFnOnce(&Connection) -> Result<T, Refused>) -> Result<T, Refused> {
         self.talk_on(self.bus.connect().map_err(|_| Refused::Absent)?, words)
     }
@@ -165,12 +165,12 @@ impl<'a> Daemon<'a> {
     ) -> Result<T, Refused> {
         let stream = UnixStream::from(stream);
         zbus::block_on(async {
-            // Whatever is asked may take long; that somebody is there to answer must not.
+            // A request may take long; finding out whether the daemon is there must not.
             let runtime = zruntime::SharedRuntime::current().map_err(|e| Refused::Failed(e.to_string()))?;
             let reached = runtime.timeout(REACHED, self.reach(stream)).await;
             let Ok(Ok((connection, there))) = reached else { return Err(Refused::Absent) };
             let result = if there { words(&connection).await } else { Err(Refused::Absent) };
-            // What it has to say no longer matters.
+            // An error here no longer matters.
             let _ = connection.close().await;
             result
         })

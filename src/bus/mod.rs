@@ -35,7 +35,7 @@ pub use worker::BusWorker;
 /// seconds.
 pub const LIMIT: Duration = Duration::from_secs(10);
 
-/// How long an answer may take whose time is not for the bus to say.
+/// The limit for an answer whose time the bus does not limit.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// A message bus: the system's or a user's.
@@ -63,16 +63,16 @@ pub enum BusError {
         scope: Scope,
         /// Where it should be.
         address: String,
-        /// The kernel's or the bus' words.
+        /// The message of the kernel or the bus.
         why: String,
     },
-    /// Nobody owns the name and nobody can be started for it.
+    /// The name has no owner, and no service can be started for it.
     NoOwner(String),
     /// The bus' policy or the owner refuses us.
     Denied {
         /// The method.
         call: String,
-        /// Their words.
+        /// The message of the bus or the owner.
         why: String,
     },
     /// No answer within the limit.
@@ -92,7 +92,7 @@ pub enum BusError {
     Failed {
         /// The method.
         call: String,
-        /// Their words.
+        /// The message of the bus or the owner.
         why: String,
     },
     /// A system call of ours failed on the way to the bus.
@@ -112,7 +112,7 @@ impl fmt::Display for BusError {
                 write!(f, "no system bus at '{address}': {why}")
             }
             Self::Unreachable { scope: Scope::User, address, why } => write!(f, "no session bus at '{address}': {why}"),
-            Self::NoOwner(name) => write!(f, "nobody owns '{name}' on the system bus"),
+            Self::NoOwner(name) => write!(f, "'{name}' has no owner on the system bus"),
             Self::Denied { call, why } => write!(f, "{call} is denied: {why}"),
             Self::TimedOut(limit) => write!(f, "no answer on the system bus within {} s", limit.as_secs()),
             Self::Exists(machine) => write!(f, "'{machine}' is registered already"),
@@ -128,7 +128,7 @@ impl fmt::Display for BusError {
 impl std::error::Error for BusError {}
 
 impl Bus {
-    /// The bus of a layout: what `DBUS_SYSTEM_BUS_ADDRESS` or `DBUS_SESSION_BUS_ADDRESS` says, or the usual socket.
+    /// The bus of a layout: the value of `DBUS_SYSTEM_BUS_ADDRESS` or `DBUS_SESSION_BUS_ADDRESS`, or the usual socket.
     pub fn of(layout: &Layout) -> Self {
         let variable = match layout.scope() {
             Scope::System => "DBUS_SYSTEM_BUS_ADDRESS",
@@ -141,7 +141,7 @@ impl Bus {
         Self { scope: layout.scope(), address }
     }
 
-    /// Connects in the name of the calling process; says nothing yet and never waits.
+    /// Connects in the name of the calling process; sends nothing yet and never waits.
     pub fn connect(&self) -> Result<OwnedFd, BusError> {
         let mut last = None;
         for address in self.sockets()? {

@@ -58,7 +58,7 @@ impl LimitError {
 
 /// Has every group from the top of `mount` down to the one at `path` hand on what `limits` need.
 ///
-/// Only for groups that no service manager looks after. Where an optional limit cannot be had that way, [`set`] says so.
+/// Only for groups that no service manager looks after. [`set`] reports an optional limit that cannot be had that way.
 pub fn hand_down(mount: &Path, path: &Path, limits: &[Limit]) -> std::result::Result<(), LimitError> {
     let below = path.strip_prefix(mount).unwrap_or(Path::new(""));
     let mut groups: Vec<&Path> = below.ancestors().collect();
@@ -239,7 +239,7 @@ pub fn change(machine: &Path, old: &[Limit], new: &[Limit]) -> std::result::Resu
     Ok(())
 }
 
-/// What holds for the payload of the machine at `machine`, of the limits that were set, in the kernel's words.
+/// What holds for the payload of the machine at `machine`, of the limits that were set, in the kernel's format.
 pub fn in_force(machine: &Path, limits: &[Limit]) -> Value {
     let Ok(dir) = open_dir(rustix::fs::CWD, machine.join("payload")) else { return Value::Object(Map::new()) };
     let read = |limit: &Limit| {

@@ -1,4 +1,4 @@
-//! The machine's control group: `payload/`, where the machine lives, and `supervisor/` for a background
+//! The machine's control group: `payload/`, where the machine runs, and `supervisor/` for a background
 //! supervisor, below one group of the machine's own.
 //!
 //! The payload and a background supervisor are born in their groups (`CLONE_INTO_CGROUP`), because the kernel's move
@@ -75,8 +75,8 @@ pub fn host_path(plan: &CgroupPlan) -> PathBuf {
 impl MachineGroup {
     /// Makes the groups, `payload/` owned by `owner` (the host id of the machine's root).
     ///
-    /// Whatever is left there of an earlier life is killed and removed first; the caller holds the machine's
-    /// lock, so it is nobody's.
+    /// Whatever an earlier run left there is killed and removed first; the caller holds the machine's lock, so no
+    /// process owns it.
     pub fn create(plan: &CgroupPlan, owner: u32, supervisor: bool) -> Result<Self> {
         let path = host_path(plan);
         match make_dir(&path) {
@@ -249,7 +249,7 @@ pub fn signal_payload(path: &Path, signal: i32) -> Result<()> {
     Ok(())
 }
 
-/// Freezes or thaws the payload of the machine at `path` and waits until the kernel says so.
+/// Freezes or thaws the payload of the machine at `path` and waits until the kernel confirms it.
 pub fn freeze(path: &Path, frozen: bool) -> Result<()> {
     let dir = open_dir(rustix::fs::CWD, path.join("payload"))?;
     write_at(&dir, "cgroup.freeze", if frozen { "1" } else { "0" })?;
@@ -267,7 +267,7 @@ pub fn is_frozen(path: &Path) -> bool {
 /// Whether processes of the payload of the machine at `path` have been killed because its memory was used up.
 pub fn ran_out_of_memory(path: &Path) -> bool {
     let events = open_dir(rustix::fs::CWD, path.join("payload")).and_then(|dir| read_at(&dir, "memory.events"));
-    // Without the controller nobody counts.
+    // Without the controller the kernel does not count.
     events.ok().and_then(|text| usage::field(&text, "oom_kill")).is_some_and(|kills| kills > 0)
 }
 

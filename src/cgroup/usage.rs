@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::READ_AT_ONCE;
 
-/// What a machine uses, as far as the host's controllers tell; what they do not tell is `None`.
+/// What a machine uses, as far as the host's controllers report it; what they do not report is `None`.
 ///
 /// Counters are those since this boot of the machine.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]

@@ -45,7 +45,7 @@ impl Store {
         renamed.map_err(failed)?;
         for suffix in BESIDE {
             match rename(&self.beside(from, suffix), &self.beside(to, suffix)) {
-                // What somebody put there for the new name is kept, and so is the old one.
+                // A file that exists for the new name is kept, and so is the old one.
                 Err(e) if matches!(e.errno, Errno::ENOENT | Errno::EEXIST) => {}
                 result => result.map_err(failed)?,
             }
@@ -55,7 +55,7 @@ impl Store {
 
     /// Marks an image as not to be changed, or takes the mark away.
     ///
-    /// A subvolume cannot be written to then, a disk by nobody but root; of a directory only the uppermost level is
+    /// A subvolume cannot be written to then, a disk only by root; of a directory only the uppermost level is
     /// kept as it is, for a tree's modes are the machine's own.
     pub fn set_read_only(&self, name: &str, read_only: bool) -> Result<(), ImageError> {
         let image = self.get_own(name)?;
@@ -184,7 +184,7 @@ impl Store {
         for entry in std::fs::read_dir(path).call(|| format!("open('{}')", path.display())).map_err(failed)? {
             let entry = entry.call(|| format!("getdents64('{}')", path.display())).map_err(failed)?.file_name();
             let Some(temporary) = entry.to_str() else { continue };
-            // Whoever still works on it holds the name.
+            // A process that still works on it holds the name.
             if let Some(name) = temporary.strip_prefix(TEMPORARY)
                 && check_name(name).is_ok()
                 && let Some(_lock) = lock::try_take_name(&self.layout, name).map_err(failed)?
@@ -259,7 +259,7 @@ pub(super) fn set_immutable(dir: &OwnedFd, immutable: bool) -> sys::Result<()> {
     rustix::fs::ioctl_setflags(dir, flags).call(|| "ioctl(FS_IOC_SETFLAGS)".to_owned())
 }
 
-/// Lets the owner write to a file, or nobody.
+/// Lets the owner write to a file, or no user.
 fn set_write_bit(path: &Path, writable: bool) -> sys::Result<()> {
     let file = File::open(path).call(|| format!("open('{}')", path.display()))?;
     let stat = rustix::fs::fstat(&file).call(|| format!("fstat('{}')", path.display()))?;

@@ -28,7 +28,7 @@ pub enum CloneMethod {
 }
 
 impl CloneMethod {
-    /// One word for it.
+    /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Snapshot => "snapshot",

@@ -1,8 +1,8 @@
 //! The locks on images, shared with systemd's tools.
 //!
 //! An image has two: a file beside it, which other hosts that share the file system see, and one in `/run` named by
-//! device and inode number, which holds whatever path led there. Whoever writes to an image or changes it as a
-//! whole holds both alone; who only reads holds both with others. The kernel frees them with their last descriptor.
+//! device and inode number, which holds whatever path led there. A process that writes to an image or changes it as a
+//! whole holds both exclusively; one that only reads shares both. The kernel frees them with their last descriptor.
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -24,7 +24,7 @@ pub enum Beside {
     No,
 }
 
-/// A lock that somebody holds in another way than was asked for.
+/// A lock that another process holds in a way that excludes the requested one.
 #[derive(Debug)]
 pub struct Busy(PathBuf);
 
@@ -98,7 +98,7 @@ impl ImageLock {
         let stat = |fd: &_| rustix::fs::fstat(fd).call(|| "fstat()".to_owned()).map_err(failed);
         let (locked, now) = (stat(&fd)?, stat(&image.open()?)?);
         if (locked.st_dev, locked.st_ino) != (now.st_dev, now.st_ino) {
-            // Whoever held it until now has put something else in its place.
+            // The previous holder has put something else in its place.
             return Err(in_use(None));
         }
         Ok(lock)
@@ -111,7 +111,7 @@ impl ImageLock {
     }
 }
 
-/// Removes the lock files that a killed holder left of the directory at `path`, unless somebody holds them again.
+/// Removes the lock files of the directory at `path` that a killed holder left, unless another process holds them.
 pub fn reap(layout: &Layout, path: &Path) -> sys::Result<()> {
     let stat = match rustix::fs::stat(path) {
         Ok(stat) => stat,
@@ -134,7 +134,7 @@ pub(super) fn take_name(layout: &Layout, name: &str) -> Result<LockFile, ImageEr
     taken.ok_or_else(|| ImageError::InUse { name: name.to_owned(), by: find_holder([layout.image_name_lock(name)]) })
 }
 
-/// Locks the name of an image that is being made; `None` if somebody else makes one of this name.
+/// Locks the name of an image that is being made; `None` if another process makes one of this name.
 pub(super) fn try_take_name(layout: &Layout, name: &str) -> sys::Result<Option<LockFile>> {
     take_in_run(layout, &layout.image_name_lock(name), Hold::Exclusive)
 }

@@ -1,6 +1,6 @@
 //! The image store: the trees and disk images that machines start from, as systemd's tools see them, too.
 //!
-//! [`Store`] lists and finds images, changes them, and reads what they say of themselves. Every change is made under
+//! [`Store`] lists and finds images, changes them, and reads their metadata. Every change is made under
 //! the locks that systemd's tools take ([`lock`]), so that neither removes what the other runs. An image's tree is
 //! hostile: below it nothing is opened but through [`RootFd`] or entry by entry, by
 //! descriptor. Nothing here knows a message bus, prints, or touches a machine's definition.
@@ -46,7 +46,7 @@ pub enum ImageKind {
 }
 
 impl ImageKind {
-    /// machine1's word for it.
+    /// Its name in machine1.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Directory => "directory",
@@ -83,7 +83,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// Whether lists leave it out unless asked for all.
+    /// Whether lists leave it out unless all images are requested.
     pub fn is_hidden(&self) -> bool {
         self.name.starts_with('.')
     }
@@ -224,7 +224,7 @@ impl Store {
         self.read_in(name, metadata::os_release)
     }
 
-    /// Reads in an image's tree while nobody may change it.
+    /// Reads in an image's tree while no other process may change it.
     fn read_in<T>(
         &self,
         name: &str,

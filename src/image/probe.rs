@@ -52,13 +52,13 @@ pub(super) fn look(name: &str, path: &Path) -> sys::Result<Option<Image>> {
 fn look_at_tree(image: Image, stat: &Stat) -> sys::Result<Image> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = match rustix::fs::open(&image.path, flags, Mode::empty()) {
-        // Whoever may not look into it may know that it is there.
+        // A caller that may not look into it may know that it is there.
         Err(rustix::io::Errno::ACCESS) => return Ok(image),
         dir => dir.call(|| format!("open('{}')", image.path.display()))?,
     };
     if btrfs::is_subvolume(&dir, stat) {
         let info = btrfs::info(&dir)?;
-        // Without privilege, or while the file system counts, there is nothing to say.
+        // Without privilege, or while the file system counts, there is nothing to report.
         let quota = btrfs::quota(&dir, info.id).ok().flatten();
         return Ok(Image {
             kind: ImageKind::Subvolume,
@@ -75,7 +75,7 @@ fn look_at_tree(image: Image, stat: &Stat) -> sys::Result<Image> {
     // The mode of the directory is the machine's, so the mark is the one attribute that is not. Not every file
     // system has it.
     let immutable = rustix::fs::ioctl_getflags(&dir).is_ok_and(|flags| flags.contains(IFlags::IMMUTABLE));
-    // Its own time of change tells nothing about the tree.
+    // Its own time of change has no meaning for the tree.
     Ok(Image { read_only: image.read_only || immutable, created_us: born_us(&dir), ..image })
 }
 

@@ -67,7 +67,7 @@ fn look(device: &Device) -> Result<Option<HostDevice>, StepError> {
         FileType::CharacterDevice => Kind::Character,
         other => return Err(StepError::refused(format!("{}: it is {}", doing(), name_of(other)))),
     };
-    // A node that the host would not open has been made by somebody who could not have opened it either.
+    // A node that the host would not open was made by a process that could not have opened it either.
     let flags = rustix::fs::fstatvfs(&fd).call(|| format!("fstatvfs('{node}')")).doing(doing)?.f_flag;
     if flags.contains(rustix::fs::StatVfsMountFlags::NODEV) {
         let text = format!("{}: it is on a file system whose devices have no effect (nodev)", doing());

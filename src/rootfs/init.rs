@@ -1,4 +1,4 @@
-//! Finds a tree's init and says which kind it is.
+//! Finds a tree's init and its kind.
 
 use rustix::fs::OFlags;
 
@@ -77,7 +77,7 @@ fn is_program(root: &RootFd, path: &str) -> Result<bool, StepError> {
     Ok(stat.is_some_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFREG && s.st_mode & 0o111 != 0))
 }
 
-/// Tells the kind by the name the program really has, and for a plain `/sbin/init` by what it carries.
+/// Finds the kind by the name the program really has, and for a plain `/sbin/init` by its contents.
 fn classify(root: &RootFd, path: &str) -> Result<Option<InitKind>, StepError> {
     let real = root.real_path(path).doing(|| format!("cannot resolve '/{path}' in the tree"))?;
     let name = real.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -116,7 +116,7 @@ fn classify_content(content: &[u8]) -> Option<InitKind> {
     .find_map(|(needle, kind)| has(needle).then_some(kind))
 }
 
-/// Refuses a tree that does not say which system it is.
+/// Refuses a tree that does not identify its system.
 pub fn check_os_release(root: &RootFd) -> Result<(), StepError> {
     for path in ["etc/os-release", "usr/lib/os-release"] {
         if root.open_inside(path, OFlags::PATH).is_ok() {

@@ -57,7 +57,7 @@ pub struct HeldDirectory {
 pub enum Use {
     /// Others may read it, too.
     Read,
-    /// Nobody else may use it.
+    /// No other machine may use it.
     Write,
 }
 
@@ -95,7 +95,7 @@ impl HeldDirectory {
 
     /// A detached copy of the directory's mount.
     ///
-    /// Made by the supervisor: only whoever is in the mount namespace that a descriptor came from may copy it.
+    /// Made by the supervisor: only a process in the mount namespace that a descriptor came from may copy it.
     fn copy(&self, recursive: bool) -> Result<MountedDirectory<'_>, StepError> {
         let tree = mount::copy_tree(&self.fd, Path::new(""), recursive)
             .doing(|| format!("cannot use '{}'", self.path.display()))?;
@@ -321,8 +321,8 @@ pub fn overlay(
         None => None,
     };
     let layers: Vec<&OwnedFd> = lower.iter().map(|l| &l.tree).collect();
-    // Overlay makes directories in the place for writes as whoever makes the overlay, now and later. Without an id
-    // on that mount it could not, and would quietly be read-only.
+    // Overlay makes directories in the place for writes with the credentials of the process that makes the overlay, now
+    // and later. Without an id on that mount it could not, and would quietly be read-only.
     let is_mapped = upper.is_some() && ids.userns.is_some() && ids.map_tree;
     let result = process::as_file_user(if is_mapped { ids.shift } else { 0 }, || match stacking.method {
         OverlayMethod::OpenFiles => stack(&layers, writes),
@@ -335,7 +335,7 @@ pub fn overlay(
         };
         StepError { doing: format!("cannot stack {} layers as an overlay", lower.len()), cause: Some(cause), hint }
     })?;
-    // What overlay does, without a word, when it cannot write there.
+    // Overlay becomes read-only, without an error, when it cannot write there.
     let is_read_only =
         rustix::fs::fstatvfs(&tree).is_ok_and(|s| s.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
     match upper {

@@ -40,7 +40,7 @@ pub struct ApiMounts {
 /// Texts that are known only at start.
 #[derive(Debug, Clone, Default)]
 pub struct RuntimeTexts {
-    /// Told as `container_uuid`.
+    /// Passed as `container_uuid`.
     pub container_uuid: String,
     /// The host's os-release.
     pub os_release: String,
@@ -303,7 +303,7 @@ impl Mounter<'_> {
         mount::attach(tree, &onto).doing(doing)
     }
 
-    /// The place for a mount that the user asked for.
+    /// The place for a mount from the user's definition.
     fn mount_point(&self, target: &str, file: bool) -> Result<OwnedFd, StepError> {
         self.root.mount_point(target, file, self.ids.shift).map_err(|cause| {
             let hint = match cause.errno {
@@ -404,8 +404,8 @@ impl Mounter<'_> {
 
 /// Makes the node of a device, and the directories it is in.
 ///
-/// `first` is the id of the machine's root as the tree stores it. The device is told by its numbers alone, so that
-/// nothing of the host's file system has a say in it any more.
+/// `first` is the id of the machine's root as the tree stores it. The device is identified by its numbers alone,
+/// so nothing in the host's file system can influence it any more.
 fn make_device(dir: BorrowedFd<'_>, name: &str, device: &Device, found: &HostDevice, first: u32) -> sys::Result<()> {
     for (end, _) in name.match_indices('/') {
         match make_node(dir, &name[..end], FileType::Directory, 0o755, (0, 0), first) {

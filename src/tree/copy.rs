@@ -21,7 +21,7 @@ use crate::tree::walk::{Next, Stopped, Visit, walk};
 /// How much is copied between two reports.
 const PIECE: u64 = 16 << 20;
 
-/// Attributes that say how a file system keeps a file, and mean nothing on another.
+/// Attributes about how a file system stores a file, which mean nothing on another.
 const KEEPING: &[u8] = b"btrfs.";
 
 /// What comes out as it went in, and what is done about files that are there already.
@@ -77,7 +77,7 @@ pub struct Progress {
     pub bytes_total: u64,
 }
 
-/// Told how far a copy is, again and again; `Break` ends it.
+/// Receives the progress of a copy repeatedly; `Break` ends the copy.
 pub type OnProgress<'a> = dyn FnMut(&Progress) -> ControlFlow<()> + 'a;
 
 /// Copies contents, and knows by now whether they can be shared.
@@ -176,7 +176,7 @@ impl<'a> Copier<'a> {
             at = start;
             while at < end {
                 let copied = copy_piece(from, to, at, (end - at).min(PIECE))?;
-                // Shorter than it was: somebody changes it.
+                // Shorter than it was: another process is changing it.
                 if copied == 0 {
                     return finish(to, at);
                 }
@@ -405,7 +405,7 @@ impl Visit for CopyTree<'_, '_> {
         let stat = inode.stat()?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind.is_dir() {
-            // Nobody else may enter before it is as the original.
+            // No other user may enter before its mode is that of the original.
             match rustix::fs::mkdirat(&self.to, name, Mode::RWXU) {
                 Err(rustix::io::Errno::EXIST) if self.copier.policy != Policy::Exact => self.keep_old(name)?,
                 result => result.call(|| "mkdirat()".to_owned())?,

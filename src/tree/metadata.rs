@@ -1,4 +1,4 @@
-//! What a tree says of itself: host name, machine id, os-release. The tree is hostile.
+//! What a tree contains about itself: host name, machine id, os-release. The tree is hostile.
 
 use crate::spec::{Hostname, MachineId};
 use crate::sys::path::RootFd;

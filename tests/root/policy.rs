@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::{Host, Output, finish, wait_for};
 
-/// As the system bus has it: nobody owns a name and no call passes unless a file below says so.
+/// As on the system bus: no process owns a name and no call passes unless a file below allows it.
 const CONFIG: &str = r#"<busconfig>
   <type>system</type>
   <listen>{address}</listen>

@@ -234,7 +234,7 @@ fn a_host_without_a_bus_costs_one_line() {
 fn a_bus_without_machine1_costs_one_line() {
     let host = Host::new();
     let _bus = Plain::start(&host, "");
-    let why = "nobody owns 'org.freedesktop.machine1' on the system bus";
+    let why = "'org.freedesktop.machine1' has no owner on the system bus";
     starts_with_a_warning(&host, &host.define("auto", AUTO), why);
     is_refused(&host, &host.define("yes", &insists()), &format!("cannot register it: {why}"), WITHOUT);
 }

@@ -32,7 +32,7 @@ const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 /// The error of a unit that is there already.
 pub(super) const EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 
-/// Tasks of a machine that says nothing of them, as systemd-nspawn has it.
+/// The limit of tasks for a machine that sets none, the same as systemd-nspawn's.
 pub const TASKS_MAX: u64 = 16_384;
 
 /// Why a call did not work, `call` being its method.
@@ -47,7 +47,7 @@ fn failed(call: &str, error: &zbus::Error) -> BusError {
 #[derive(Debug, Clone, Copy)]
 pub struct Manager<'a>(&'a Connection);
 
-/// Signals of a systemd that carry one kind of thing.
+/// Signals of a systemd that contain one kind of value.
 #[derive(Debug)]
 pub struct Signals(MessageStream);
 
@@ -148,7 +148,7 @@ impl Signals {
         signal.unwrap_or_else(|| Err(zbus::Error::Failure("the bus went away".into())))
     }
 
-    /// Waits for the next one and gives what it carries.
+    /// Waits for the next one and returns its content.
     async fn body<T>(&mut self) -> zbus::Result<T>
     where
         T: DeserializeOwned + zbus::Type,

@@ -41,7 +41,7 @@ pub struct Scope {
 
 /// Has systemd make a scope and waits until it is there.
 ///
-/// A scope of that name which is just going away, from the machine's life before, is waited for.
+/// Waits for a scope of that name from the machine's previous run, if it is just going away.
 pub fn start_scope(bus: &Bus, request: &ScopeRequest<'_>) -> Result<Scope, BusError> {
     let worker = BusWorker::start(bus.connect()?, |stream, parent| {
         let made = zbus::block_on(async {
@@ -62,8 +62,8 @@ impl Scope {
         &self.group
     }
 
-    /// Lets our process end and waits until it has: groups that processes are in hand on no controllers. Whoever calls
-    /// has put another into a group below the scope's.
+    /// Lets our process end and waits until it has: groups with processes in them hand on no controllers. The caller
+    /// has put another process into a group below the scope's.
     pub fn go(mut self) -> sys::Result<()> {
         self.worker.send(&());
         self.worker.wait()

@@ -8,10 +8,10 @@ use zbus::OwnedObjectPath;
 use super::{Manager, Signals, failed};
 use crate::bus::{Bus, BusError, BusWorker, FOR_EVER, open};
 
-/// How long systemd may take to read its units anew: it runs every generator.
+/// How long systemd may take to reload: it runs every generator.
 const RELOAD: Duration = Duration::from_secs(90);
 
-/// What a unit says of itself.
+/// The state of a unit, as systemd reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitState {
     /// Its name.
@@ -24,7 +24,7 @@ pub struct UnitState {
     pub text: String,
 }
 
-/// Has systemd read its units anew, which runs its generators.
+/// Reloads systemd, which reads its units again and runs its generators.
 pub fn reload(bus: &Bus) -> Result<(), BusError> {
     let worker = BusWorker::start(bus.connect()?, |stream, parent| {
         parent.answer(&zbus::block_on(async {
@@ -40,9 +40,9 @@ pub fn reload(bus: &Bus) -> Result<(), BusError> {
 pub enum Started {
     /// There is no such unit.
     Absent,
-    /// It is, or nobody waits for it.
+    /// It is started, or the caller does not wait for it.
     Yes,
-    /// It is not: its job's result, and how it stands with it.
+    /// It is not started: its job's result, and the unit's state.
     No(String, UnitState),
 }
 
@@ -87,13 +87,13 @@ pub fn start(bus: &Bus, unit: &str, wait: bool) -> Result<Started, BusError> {
     }
 }
 
-/// Stops a unit and waits until it has; gives how it stands with it then.
+/// Stops a unit and waits until it has stopped; returns its state then.
 pub fn stop(bus: &Bus, unit: &str) -> Result<UnitState, BusError> {
     let worker = BusWorker::start(bus.connect()?, |stream, parent| {
         parent.answer(&zbus::block_on(async {
             let bus = open(stream).await?;
             let path = load(&bus, unit).await?;
-            // Else systemd forgets the unit, and what it said last, before we have asked.
+            // Else systemd forgets the unit and its last state before we have asked.
             Manager::on(&bus).call_unit(&path, "Ref").await.map_err(|e| failed("Ref", &e))?;
             let (job, mut removed) = begin_job(&bus, "StopUnit", unit).await?;
             match removed.end_of(&job).await.map_err(|e| failed("StopUnit", &e))?.as_str() {

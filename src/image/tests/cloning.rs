@@ -161,13 +161,13 @@ fn a_disk_is_cloned_with_its_holes_and_what_lies_beside_it() {
     disk.set_len(1 << 30).unwrap();
     fs::write(store.path().join("disk.roothash"), "hash").unwrap();
     fs::write(store.path().join("disk.nspawn"), "settings").unwrap();
-    fs::write(store.path().join("copy.nspawn"), "of somebody").unwrap();
+    fs::write(store.path().join("copy.nspawn"), "of another process").unwrap();
     clone(&store, "disk", "copy", true).unwrap();
     let (old, new) = (store.get("disk").unwrap(), store.get("copy").unwrap());
     assert_eq!((new.limit, new.usage), (old.limit, old.usage));
     assert!(new.read_only && !old.read_only);
     assert_eq!(fs::read(store.path().join("copy.roothash")).unwrap(), b"hash");
-    assert_eq!(fs::read(store.path().join("copy.nspawn")).unwrap(), b"of somebody");
+    assert_eq!(fs::read(store.path().join("copy.nspawn")).unwrap(), b"of another process");
     let all = ["copy.nspawn", "copy.raw", "copy.roothash", "disk.nspawn", "disk.raw", "disk.roothash", "web"];
     assert_eq!(files(&store), all);
 }
@@ -205,7 +205,7 @@ fn what_a_killed_clone_left_is_removed_by_the_next_one_and_by_clean() {
     left("busy");
     let busy = lock::try_take_name(&store.layout, "busy").unwrap().unwrap();
     assert_eq!(store.clean(CleanMode::Hidden), Ok(Vec::new()));
-    assert_eq!(files(&store), [".#machinist.busy", "web", "www"], "somebody still works on one");
+    assert_eq!(files(&store), [".#machinist.busy", "web", "www"], "another process still works on one");
     busy.release().unwrap();
     store.clean(CleanMode::Hidden).unwrap();
     assert_eq!(files(&store), ["web", "www"]);

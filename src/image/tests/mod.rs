@@ -28,7 +28,7 @@ fn names(store: &Store) -> Vec<String> {
     store.list().unwrap().into_iter().map(|image| image.name).collect()
 }
 
-/// What anybody gets while this process holds a lock of the image.
+/// What every other process gets while this process holds a lock of the image.
 fn in_use<T>(name: &str) -> Result<T, ImageError> {
     let program = fs::read_to_string("/proc/self/comm").unwrap();
     let by = format!("process {}, {}", std::process::id(), program.trim_end());
@@ -171,7 +171,7 @@ fn an_image_that_is_read_by_a_machine_is_not_changed() {
     assert_eq!(store.rename("link", "www"), in_use("link"));
     lock.release().unwrap();
     let name = lock::try_take_name(&store.layout, "www").unwrap().unwrap();
-    assert_eq!(store.rename("web", "www"), in_use("www"), "somebody else makes one of this name");
+    assert_eq!(store.rename("web", "www"), in_use("www"), "another process makes one of this name");
     name.release().unwrap();
     store.rename("web", "www").unwrap();
 }

@@ -4,7 +4,7 @@
 //! of checks are those of systemd-nspawn (seen in 252 and 257), so its machines and ours share a host. The
 //! lock lives in a descriptor and ends with the process, however that ends.
 //!
-//! A picked block is remembered and, while nobody else has taken it, used again without looking at the user
+//! A picked block is remembered and, while no other process has taken it, used again without looking at the user
 //! database. Nothing here touches a file of a tree.
 
 mod users;
@@ -27,7 +27,7 @@ const FIRST_BLOCK: u32 = 0x0008_0000;
 const LAST_BLOCK: u32 = 0x6FFF_0000;
 const BLOCKS: u32 = (LAST_BLOCK - FIRST_BLOCK) / ID_RANGE_SIZE + 1;
 
-/// How many blocks are tried before we say that none is free; far more than a host has machines.
+/// How many blocks are tried before we report that none is free; far more than a host has machines.
 const TRIES: usize = 4096;
 
 /// How many blocks one configured range may span: each one costs an open file.
@@ -108,7 +108,7 @@ impl IdRangeLock {
         results.into_iter().collect::<sys::Result<()>>().map_err(IdMapError::Lock)
     }
 
-    /// Locks every block that `range` touches; `None` if one is held by somebody else.
+    /// Locks every block that `range` touches; `None` if one is held by another process.
     fn try_take(layout: &Layout, range: IdRange) -> Result<Option<Self>, IdMapError> {
         let mut locks = Vec::new();
         for block in blocks(range) {
@@ -149,7 +149,7 @@ pub fn acquire(layout: &Layout, name: &MachineName, mode: UserMode) -> Result<Id
     }
 }
 
-/// Removes the lock files that a killed supervisor of this machine left, unless somebody holds them again.
+/// Removes the lock files that a killed supervisor of this machine left, unless another process holds them again.
 pub fn reap(layout: &Layout, name: &MachineName, mode: UserMode) -> Result<(), IdMapError> {
     let range = match mode {
         // Killed before it was remembered, it is most likely the first choice.
@@ -173,7 +173,7 @@ pub fn reap(layout: &Layout, name: &MachineName, mode: UserMode) -> Result<(), I
 fn pick(layout: &Layout, name: &MachineName) -> Result<IdRangeLock, IdMapError> {
     let _no_new_users = match lock::wait(Path::new(PASSWD_LOCK), PASSWD_PATIENCE) {
         Ok(file) => Some(file),
-        // Nobody can add a user to a read-only /etc either.
+        // No process can add a user to a read-only /etc either.
         Err(e) if e.errno == Errno::EROFS => None,
         Err(e) => return Err(IdMapError::Users(e)),
     };

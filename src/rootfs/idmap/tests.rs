@@ -142,7 +142,7 @@ fn reap_removes_the_lock_of_the_dead_and_spares_that_of_the_living() {
     assert!(files_in(&layout.uid_locks()).is_empty());
 }
 
-/// Starts systemd-nspawn on the host's /usr and tells which range it has; it runs until its input ends.
+/// Starts systemd-nspawn on the host's /usr and returns its range; it runs until its input ends.
 fn start_nspawn(tree: &Path) -> (Child, IdRange) {
     let mut child = Command::new("systemd-nspawn")
         .args(["--quiet", "--register=no", "--keep-unit", "-U", "--pipe", "--machine=machinist-test-idmap"])

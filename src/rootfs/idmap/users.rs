@@ -47,7 +47,7 @@ impl HostIds {
         Ok(Self { taken, ask_nss })
     }
 
-    /// Whether somebody has an id of `range`; for the sources other than files its two ends decide.
+    /// Whether a user or group has an id of `range`; for the sources other than files its two ends decide.
     pub(super) fn hold(&self, range: IdRange) -> sys::Result<bool> {
         if self.taken.iter().any(|taken| overlap(*taken, range)) {
             return Ok(true);

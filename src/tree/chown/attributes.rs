@@ -7,7 +7,7 @@ const ACL_VERSION: [u8; 4] = 2_u32.to_le_bytes();
 const ACL_USER: u16 = 0x02;
 const ACL_GROUP: u16 = 0x08;
 
-/// `linux/capability.h`: revision and flags, four words of bits, and in revision 3 the id of the namespace's
+/// `linux/capability.h`: revision and flags, four 32-bit words, and in revision 3 the id of the namespace's
 /// root for which the capabilities count; in revision 2 that is the host's.
 const CAPS_BITS: usize = 20;
 const CAPS_REVISION: u32 = 0xFF00_0000;

@@ -2,7 +2,7 @@
 //!
 //! The low 16 bits of an id are kept and the rest is replaced, so doing it twice, to another range, or back
 //! (shift 0) needs no knowledge of what was there before, and what was interrupted is simply done again. The
-//! owner of the root directory tells how far a tree is: while we work its high bits are systemd-nspawn's mark
+//! owner of the root directory shows how far a tree is: while we work its high bits are systemd-nspawn's mark
 //! for an unfinished tree, and the range's own come last. So one `stat` finds a finished tree.
 //!
 //! The tree is hostile: it is walked by descriptors, on one mount, and never by path.
@@ -75,7 +75,7 @@ impl std::error::Error for ChownError {
 /// Gives every file on the mount of `tree` to `range` and returns how many files it looked at; 0 means that
 /// the tree was finished before.
 ///
-/// Setuid bits, file capabilities and ACLs keep their meaning. `progress` is told the number of files done,
+/// Setuid bits, file capabilities and ACLs keep their meaning. `progress` receives the number of files done
 /// after each one. The tree must not be in use.
 pub fn give_to(tree: &RootFd, range: IdRange, progress: &mut dyn FnMut(u64)) -> Result<u64, ChownError> {
     let shift = range.shift;
