@@ -1,4 +1,4 @@
-//! `[boot]`, as far as it says when a machine is ready and when it is started again.
+//! The keys of `[boot]` that decide when a machine is ready and when it is started again.
 
 use std::time::Duration;
 
@@ -80,7 +80,7 @@ impl Setting for Count {
     }
 }
 
-/// A duration that is not zero; `None` is for ever.
+/// A duration that is not zero; `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Period(pub(super) Option<Duration>);
 

@@ -20,7 +20,7 @@ pub struct Member {
     pub source: String,
     /// The definition by itself, or what is wrong with it.
     pub alone: Result<Loaded, ConfigError>,
-    /// What it requires and nobody defines.
+    /// What it requires and no file defines.
     missing: Option<ConfigError>,
     /// What it names and does without, one sentence each.
     pub warnings: Vec<String>,
@@ -40,7 +40,7 @@ pub struct Family {
 }
 
 impl Family {
-    /// Loads definitions by name or file, and everything that they lead to; for each of those asked for its machine, or
+    /// Loads definitions by name or file, and everything that they lead to; for each requested one its machine, or
     /// why it has none.
     ///
     /// What a definition names that was given as a file is looked for beside it first, as its profiles are.
@@ -116,7 +116,7 @@ impl Family {
         self.members.iter()
     }
 
-    /// The error of machines that wait for each other: `circle` ends where it begins.
+    /// The error for a dependency cycle of machines: `circle` ends where it begins.
     pub fn circle(&self, circle: &[MachineName]) -> ConfigError {
         let steps = circle.iter().zip(circle.iter().skip(1));
         let mut links = steps.filter_map(|(from, to)| {
@@ -126,11 +126,11 @@ impl Family {
         let words: Vec<&str> = circle.iter().map(MachineName::as_str).collect();
         let words = words.join(" -> ");
         let Some((_, first)) = links.next() else {
-            let why = format!("machines wait for each other in a circle: {words}");
+            let why = format!("machines wait for each other in a cycle: {words}");
             return ConfigError::Unfit { path: words.into(), why };
         };
         let mut problem = first.at.clone();
-        problem.say(format!("`boot.{}`: machines wait for each other in a circle: {words}", first.key));
+        problem.say(format!("`boot.{}`: machines wait for each other in a cycle: {words}", first.key));
         for (from, link) in links {
             problem.also(&link.at, format!("'{from}' waits for '{}'", link.name));
         }

@@ -69,7 +69,7 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// Says under the caret what would have been right.
+    /// Adds under the caret what would have been right.
     pub(super) fn label(&mut self, text: impl Into<String>) -> &mut Self {
         self.labels[0].text = text.into();
         self
@@ -151,7 +151,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Draws many problems, an empty line between two, and says how many more there are.
+/// Draws many problems, an empty line between two, and states how many more there are.
 pub(super) fn render_all(diagnostics: &[Diagnostic], color: bool) -> String {
     let mut shown: Vec<String> = diagnostics.iter().take(MAX_SHOWN).map(|d| d.render(color)).collect();
     if let Some(more) = diagnostics.len().checked_sub(MAX_SHOWN).filter(|more| *more > 0) {
@@ -230,7 +230,7 @@ impl Problems {
         &mut self.found[last].1
     }
 
-    /// Forgets problems found since `mark` on these lines of a file, which were told about already.
+    /// Forgets problems found since `mark` on these lines of a file, which were reported already.
     pub(super) fn forget_on_lines(&mut self, file: usize, mark: usize, lines: &[usize]) {
         let source = &self.files[file];
         let mut index = 0;

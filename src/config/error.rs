@@ -1,4 +1,4 @@
-//! [`ConfigError`]: why there is no machine, with the lines that say so.
+//! [`ConfigError`]: why there is no machine, with the lines that cause it.
 
 use std::path::PathBuf;
 use std::{fmt, io};
@@ -89,7 +89,7 @@ pub(super) struct Texts {
 }
 
 impl Texts {
-    /// Says of each limit that this host cannot enforce where it was set.
+    /// Reports where each limit that this host cannot enforce was set.
     pub(super) fn refuse(mut self, unmet: &[Unmet]) -> ConfigError {
         for limit in unmet {
             let message = limit.to_string();

@@ -30,7 +30,7 @@ table! {
         "register" register: Register = Register::Auto,
         /// What runs in the machine, and how it starts and stops.
         "boot" boot: BootTable = BootTable::unset(),
-        /// Who the machine says it is.
+        /// The machine's identity.
         "identity" identity: IdentityTable = IdentityTable::unset(),
         /// Where the root tree comes from: exactly one of `directory` and `overlay`.
         "root" root: RootTable = RootTable::unset(),
@@ -77,7 +77,7 @@ table! {
         "requires" requires: Vec<At<MachineName>> = Vec::new(),
         /// Machines that are started with this one and before it, whether they succeed or not.
         "wants" wants: Vec<At<MachineName>> = Vec::new(),
-        /// When the machine counts as ready: when its init says so (`notify`), as soon as it runs
+        /// When the machine counts as ready: when its init reports it (`notify`), as soon as it runs
         /// (`started`), whichever of the two fits the init (`auto`), when a program in it succeeds
         /// (`{ exec = ["program", "argument"] }`), or when a TCP port answers (`{ port = 80 }`).
         "ready" ready: Ready = Ready::Auto,
@@ -99,7 +99,7 @@ table! {
 }
 
 table! {
-    /// Who the machine says it is.
+    /// The machine's identity.
     IdentityTable {
         /// Host name in the machine; the machine's name unless set.
         "hostname" hostname: Option<Hostname> = None,
@@ -221,9 +221,9 @@ table! {
         /// Limits of single processes.
         "rlimits" rlimits: RlimitsTable = RlimitsTable::unset(),
         /// How readily the kernel kills the machine's processes when the host's memory is short, from -1000 (never) to
-        /// 1000; that of whoever starts the machine unless set.
+        /// 1000; that of the process that starts the machine unless set.
         "oom-score-adjust" oom_score_adjust: Option<Between<-1000, 1000>> = None,
-        /// Share of the processors, from -20 (most) to 19; that of whoever starts the machine unless set.
+        /// Share of the processors, from -20 (most) to 19; that of the process that starts the machine unless set.
         "nice" nice: Option<Between<-20, 19>> = None,
     }
 }

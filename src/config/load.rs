@@ -14,7 +14,7 @@ pub struct Loaded {
     pub spec: MachineSpec,
     /// The definition itself.
     pub definition: PathBuf,
-    /// Every file that had a say, weakest first.
+    /// Every file that contributed, weakest first.
     pub files: Vec<PathBuf>,
     /// Every key with its effective value and who set it, in the order of the file format.
     pub origins: Vec<Origin>,
@@ -45,7 +45,7 @@ pub struct Origin {
 /// Who set a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OriginSource {
-    /// Nobody.
+    /// No file; the key has its default.
     Default,
     /// This line of this file.
     File {

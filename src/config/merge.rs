@@ -172,7 +172,7 @@ pub(super) fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
     })
 }
 
-/// Records what the parser says, in clearer words for the commonest mistakes.
+/// Records the parser's message, more clearly for the most common mistakes.
 pub(super) fn report_syntax(problems: &mut Problems, place: Place, message: &str) {
     let source = Arc::clone(problems.file(place.file));
     let text = source.text.get(place.start..place.end).unwrap_or_default();
@@ -237,7 +237,7 @@ impl Reading {
         if let Some(start) = profiles.chain.iter().position(|outer| outer == wanted) {
             let cycle: Vec<&str> = profiles.chain[start..].iter().map(String::as_str).chain([wanted]).collect();
             if let Some(place) = name.place {
-                let message = format!("`extends`: profiles extend each other in a circle: {}", cycle.join(" → "));
+                let message = format!("`extends`: profiles extend each other in a cycle: {}", cycle.join(" → "));
                 self.problems.report(place, message);
             }
             return Ok(());

@@ -26,7 +26,7 @@ const HEADER: &str = "# Written by `machinist set --save`, which changes it agai
 pub struct Change {
     /// Keys below `resources` that get a value.
     set: Vec<String>,
-    /// Keys that go back to what the definition says.
+    /// Keys that go back to the definition's value.
     unset: Vec<String>,
     table: ResourcesTable,
     values: Resources,
@@ -75,7 +75,7 @@ fn exists(key: &str) -> bool {
 }
 
 impl Change {
-    /// Reads arguments of the form `KEY=VALUE`; without a value, a key goes back to what the definition says.
+    /// Reads arguments of the form `KEY=VALUE`; without a value, a key goes back to the definition's value.
     ///
     /// # Errors
     /// Every problem of every argument.
@@ -156,8 +156,8 @@ impl Change {
                     let before = new.clone();
                     new.take(known, from);
                     if std::ptr::eq(from, &self.values) {
-                        // As where files are laid over each other: what is not named anew stays. What is named comes first,
-                        // so that a row has the same number here and there.
+                        // As where files are merged: what is not named again stays. What is named comes first, so that
+                        // a row has the same number here and there.
                         let kept = |disk: &&_| !from.io_max.iter().any(|other| same_disk(disk, other));
                         new.io_max = if known == ResourceKey::IoMax {
                             from.io_max.iter().chain(before.io_max.iter().filter(kept)).cloned().collect()
@@ -209,7 +209,7 @@ impl Change {
         Ok(if file.is_empty() { String::new() } else { format!("{HEADER}{file}") })
     }
 
-    /// Says of each limit that this host cannot keep where it was given.
+    /// Reports where each limit that this host cannot enforce was given.
     pub fn refuse(self, unmet: &[Unmet]) -> ConfigError {
         self.texts.refuse(unmet)
     }

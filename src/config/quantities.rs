@@ -12,7 +12,7 @@ use super::reader::{Reader, Setting, Value};
 use super::values::read_text;
 use crate::spec::{DURATION_UNITS, Span};
 
-/// A duration; `None` is for ever.
+/// A duration; `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Timeout(pub(super) Option<Duration>);
 
@@ -180,7 +180,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Size::parse(text).map(|size| size.0).map_err(|complaint| complaint.why)
 }
 
-/// Reads a duration as machine files have it, for the command line; `None` is for ever.
+/// Reads a duration as machine files have it, for the command line; `None` is no limit.
 pub fn parse_time(text: &str) -> Result<Option<Duration>, String> {
     Timeout::parse(text).map(|t| t.0).map_err(|complaint| complaint.why)
 }

@@ -1,7 +1,7 @@
 //! Reads one parsed file into typed tables, keeping the place of every value.
 //!
 //! A table is declared once, with [`table!`](crate::config::reader::table): its keys, their types, defaults and
-//! words of explanation. Reading, layering, `show` and the JSON schema all follow from that declaration.
+//! descriptions. Reading, layering, `show` and the JSON schema all follow from that declaration.
 //! Nothing here stops at the first problem.
 
 use std::collections::{BTreeMap, HashSet};
@@ -59,7 +59,7 @@ pub(super) trait Setting: Sized {
     /// The value as the file would have it; null when unset.
     fn show(&self) -> Json;
 
-    /// What the JSON schema says about it.
+    /// Its description in the JSON schema.
     fn schema(generator: &mut SchemaGenerator) -> Schema;
 
     /// Takes over the value of a stronger file.
@@ -99,7 +99,7 @@ impl<'p> Reader<'p> {
         self.problems.report(place, message)
     }
 
-    /// Records what a parser says of the value of the current key.
+    /// Records a parser's complaint about the value of the current key.
     pub(super) fn complain(&mut self, value: &Value<'_>, complaint: Complaint) {
         let diagnostic = self.bad(value, &complaint.why);
         if let Some(hint) = complaint.hint {
@@ -400,7 +400,7 @@ impl<T: Keyed> Setting for Rows<T> {
 
 /// A key that the user chooses.
 pub(super) trait MapKey: Ord {
-    /// Reads the key, or says why it is none.
+    /// Reads the key, or reports why it is not valid.
     fn parse(text: &str) -> Result<Self, Complaint>
     where
         Self: Sized;

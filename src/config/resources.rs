@@ -26,7 +26,7 @@ table! {
         /// of 100.
         "cpu-max" cpu_max: Option<CpuMax> = None,
         /// Share of the processors when there are not enough, from 1 to 10000, where others have 100; or "idle" for
-        /// what nobody else wants.
+        /// only what no other group wants.
         "cpu-weight" cpu_weight: Option<Weight> = None,
         /// The only processors it may use, such as "0-3,5".
         "cpus" cpus: Option<NumberSet> = None,
@@ -346,7 +346,7 @@ word!(ResourceKey, "the name of a key as a string", Refused, |text| {
 }, |key| key.as_str().into(), { "enum": ResourceKey::ALL.map(ResourceKey::as_str) });
 
 impl ResourcesTable {
-    /// Checks what no single value can tell; `none` is the place of what stands nowhere.
+    /// Checks what no single value shows; `none` is the place of values that are in no file.
     pub(super) fn check(&self, none: Place, problems: &mut Problems) -> Resources {
         if let (Some(MemorySize(Bound::At(high))), Some(MemorySize(Bound::At(max)))) =
             (self.memory_high.value, self.memory_max.value)

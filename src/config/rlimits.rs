@@ -15,8 +15,8 @@ use crate::spec::{Resource, Rlimit};
 table! {
     /// Limits of the machine's processes one by one, as in getrlimit(2): "SOFT:HARD", or one value for both; "infinity" is
     /// no limit. The payload's first process begins with them, and every command that enters. Unset ones are those of
-    /// whoever starts the machine, but nofile "1024:524288", core "0:infinity", stack "8M:infinity" and memlock "8M"
-    /// as far as the host allows.
+    /// the process that starts the machine, but nofile "1024:524288", core "0:infinity", stack "8M:infinity" and
+    /// memlock "8M" as far as the host allows.
     RlimitsTable {
         /// Address space of a process.
         "as" address_space: Option<Limit<Bytes>> = None,
@@ -182,7 +182,7 @@ impl<U: Unit> Limit<U> {
         if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
             return U::parse(text).map(Some);
         }
-        // The kernel's word for no limit is the largest number.
+        // The kernel's value for no limit is the largest number.
         let number = text.parse().ok().filter(|number| *number != u64::MAX).map(Some);
         number.ok_or_else(|| Complaint::new(format!("{} is too large", quoted(text))).hint("write \"infinity\""))
     }

@@ -129,12 +129,12 @@ fn profiles_in_a_circle_are_refused_with_the_circle() {
         (&etc("profiles/a.toml"), "description = \"x\"\nextends = [\"b\"]\n"),
         (&etc("profiles/b.toml"), "extends = [\"b\", \"a\"]\n"),
     ]);
-    let error = load(&layout, "web").expect_err("circle");
+    let error = load(&layout, "web").expect_err("cycle");
     assert_eq!(
         problems(&error),
         [
-            "b.toml:1: `extends`: profiles extend each other in a circle: b → b",
-            "b.toml:1: `extends`: profiles extend each other in a circle: a → b → a"
+            "b.toml:1: `extends`: profiles extend each other in a cycle: b → b",
+            "b.toml:1: `extends`: profiles extend each other in a cycle: a → b → a"
         ]
     );
 }

@@ -1,4 +1,4 @@
-//! Turns a merged file into a [`MachineSpec`], checking what no single value can tell.
+//! Turns a merged file into a [`MachineSpec`], checking what no single value shows.
 
 use std::time::Duration;
 
@@ -137,7 +137,7 @@ impl Check<'_> {
         let RootTable { directory, overlay, read_only, volatile } = &root.value;
         if overlay.is_set() && directory.is_set() {
             let message = "`root.overlay` and `root.directory` exclude each other";
-            self.clash(overlay.place, message, directory.place, "a directory is asked for here");
+            self.clash(overlay.place, message, directory.place, "a directory is given here");
         }
         if directory.value.as_ref().is_some_and(|path| path.as_str() == "/") {
             let hint = "`overlay = { lower = [\"/\"], upper = \"ephemeral\" }` boots a throwaway copy of it";
@@ -295,7 +295,7 @@ impl Check<'_> {
     }
 }
 
-/// What the keys of `[boot]` say about a machine that has ended by itself.
+/// The keys of `[boot]` for a machine that has ended by itself.
 fn restart_policy(boot: &BootTable) -> RestartPolicy {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let limit = &boot.restart_limit.value;

@@ -1,6 +1,6 @@
 //! The kinds of values a machine file holds: how each is written, read, shown and described.
 //!
-//! Words that the rest of the program shares come from [`crate::spec`]; those here exist only in files.
+//! Value types that the rest of the program shares come from [`crate::spec`]; those here exist only in files.
 
 use std::path::Path;
 
@@ -58,7 +58,7 @@ macro_rules! text_setting {
     };
 }
 
-/// Finds a word in a list, or says which there are.
+/// Finds a word in a list, or lists the valid ones.
 pub(super) fn choose<T: Copy>(text: &str, words: &[(&'static str, T)]) -> Result<T, Complaint> {
     if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
         return Ok(*value);
@@ -353,7 +353,7 @@ mod tests {
     use super::super::reader::tests::{read, shown};
     use super::*;
 
-    /// What a word is called in a plan or status is what the file calls it.
+    /// A plan or status shows the same word for a value as the file.
     fn assert_words<T: Setting + serde::Serialize>(words: &[&str]) {
         for word in words {
             let value = read::<T>(&format!("\"{word}\"")).expect(word);

@@ -1,14 +1,14 @@
 //! The order among machines: who is started with whom and after whom, who is stopped before whom. Pure.
 //!
-//! The words mean what they mean in `systemd.unit(5)`, with one difference: `requires` and `wants` imply `after`, since
-//! a machine that needs another needs it ready. A [`Schedule`] is the order of one start or stop: it says who may begin
-//! now, hears who has ended, and tells who cannot begin any more and because of whom.
+//! The keys mean the same as in `systemd.unit(5)`, with one difference: `requires` and `wants` imply `after`, since a
+//! machine that needs another needs it ready. A [`Schedule`] is the order of one start or stop: it returns the machines
+//! that may begin now, takes those that have ended, and returns those that cannot begin any more and because of which.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::spec::{MachineName, Order};
 
-/// Machines and what their definitions say of each other.
+/// Machines and the dependencies between them.
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
     machines: BTreeMap<MachineName, Order>,
@@ -26,7 +26,7 @@ impl Graph {
         order.into_iter().flat_map(Order::predecessors).filter(|other| self.machines.contains_key(other))
     }
 
-    /// A circle of machines that `name` is part of or waits for, ending with the machine that it begins with.
+    /// A dependency cycle that `name` is part of or waits for, ending with the machine that it begins with.
     pub fn circle(&self, name: &MachineName) -> Option<Vec<MachineName>> {
         let mut done: BTreeSet<&MachineName> = BTreeSet::new();
         let (name, _) = self.machines.get_key_value(name)?;
@@ -170,7 +170,7 @@ impl Schedule {
 
     /// A machine that may begin now, and is taken to have begun.
     ///
-    /// In a circle, which only a stop of machines whose definitions have changed can meet, somebody goes first.
+    /// In a cycle, which only a stop of machines whose definitions have changed can meet, one machine goes first.
     pub fn begin(&mut self) -> Option<MachineName> {
         let over = |name: &MachineName| {
             self.jobs.get(name).is_none_or(|job| matches!(job.state, JobState::Done | JobState::Failed))
@@ -187,7 +187,7 @@ impl Schedule {
         Some(name)
     }
 
-    /// Hears how a machine ended, whether it had begun or not; gives those whose turn will not come because of it.
+    /// Records how a machine ended, whether it had begun or not; returns those that will not begin because of it.
     pub fn ended(&mut self, name: &MachineName, well: bool) -> Vec<Skipped> {
         if let Some(job) = self.jobs.get_mut(name) {
             job.state = if well { JobState::Done } else { JobState::Failed };

@@ -68,7 +68,7 @@ pub fn change(old: &[Limit], new: &[Limit]) -> Vec<(Limit, Limit)> {
     lifted.chain(set).collect()
 }
 
-/// Decides how `resources` are enforced on the host `facts`, in a group that is whose `unit` says; gives notes, too.
+/// Decides how `resources` are enforced on the host `facts`, in the group of `unit`; gives notes, too.
 ///
 /// # Errors
 /// Every limit that the host cannot enforce and that is not optional.
@@ -101,7 +101,7 @@ pub fn plan(
     if unmet.is_empty() { Ok((limits, notes)) } else { Err(unmet.into_iter().map(|(unmet, _)| unmet).collect()) }
 }
 
-/// Says that the unit has a stricter limit of tasks of its own, which a machine cannot lift.
+/// The note that the unit has a stricter limit of tasks of its own, which a machine cannot raise.
 fn tasks_note(resources: &Resources, facts: &LimitFacts, unit: &UnitPlan) -> Option<String> {
     let (UnitPlan::Own(unit), Some(most)) = (unit, facts.unit_tasks) else { return None };
     let beyond = match resources.pids_max? {

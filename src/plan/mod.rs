@@ -2,7 +2,7 @@
 //!
 //! [`build`] turns a [`MachineSpec`] and the [`HostFacts`] into a [`Plan`], which is data: `machinist plan`
 //! prints it without root, tests compare it, and the supervisor's children carry it out word for word.
-//! Ids in a plan are the machine's own; whoever carries it out adds the shift of the range that was picked.
+//! Ids in a plan are the machine's own; the code that carries it out adds the shift of the range that was picked.
 
 pub mod dependencies;
 pub mod limits;
@@ -197,7 +197,7 @@ impl CgroupPlan {
     }
 }
 
-/// What runs as PID 1 and what it is told.
+/// What runs as PID 1, and what is passed to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Exec {
@@ -209,13 +209,13 @@ pub struct Exec {
     pub late_environment: Vec<(String, LateValue)>,
     /// Host name of the machine.
     pub hostname: String,
-    /// The id told to the guest; a random one if unset.
+    /// The id passed to the guest; a random one if unset.
     pub machine_id: Option<MachineId>,
     /// When the machine counts as ready.
     pub ready: Ready,
     /// What becomes of it when it has ended by itself.
     pub restart: RestartPolicy,
-    /// Seconds an orderly stop may take; for ever if unset.
+    /// Seconds an orderly stop may take; no limit if unset.
     pub stop_timeout: Option<u64>,
 }
 
@@ -344,8 +344,8 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
     })
 }
 
-/// A unit of the machine's own is its group; where there is none, systemd is asked for a scope, because groups below
-/// other units are not ours. What a definition says goes before all that.
+/// A machine with a unit of its own runs in the unit's group; without one, we ask systemd for a scope, because groups
+/// below other units are not ours. A group from the definition takes precedence over both.
 fn plan_cgroup(spec: &MachineSpec, systemd: bool, cgroup: &CgroupFacts, layout: &Layout) -> CgroupPlan {
     let mount = cgroup.mount.clone();
     let name = layout.cgroup_name(&spec.name);
@@ -480,7 +480,7 @@ fn notes(spec: &MachineSpec, facts: &HostFacts, namespaces: Namespaces, scope: S
     }
     if let Some(device) = spec.devices.iter().find(|device| device.permission.make && namespaces.user) {
         let target = &device.target;
-        notes.push(format!("`m` of '{target}' has no effect: in a user namespace nobody makes device nodes"));
+        notes.push(format!("`m` of '{target}' has no effect: device nodes cannot be made in a user namespace"));
     }
     if let Some(bind) = spec.binds.iter().find(|bind| is_device_path(&bind.source)) {
         let source = bind.source.display();

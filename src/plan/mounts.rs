@@ -124,7 +124,7 @@ pub enum Node {
     Host(Device),
     /// A file with this text, mode 0444.
     Text(Text),
-    /// A node nobody can use: mode 0.
+    /// A node that no process can use: mode 0.
     Inaccessible(Inaccessible),
     /// A FIFO, mode 0600.
     Fifo,
@@ -159,7 +159,7 @@ pub enum Inaccessible {
 
 const SYS_KEEP: &[&str] = &["block", "bus", "class", "dev", "devices", "kernel"];
 
-/// Files of `/proc` that tell about or act on the host.
+/// Files of `/proc` that show or affect the host.
 const PROC_MASK: &[&str] = &[
     "proc/kallsyms",
     "proc/kcore",

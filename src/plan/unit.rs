@@ -1,6 +1,7 @@
-//! What systemd is told of a machine beyond its unit `machinist@NAME.service`: a drop-in that the generator writes. Pure.
+//! The settings of a machine's unit `machinist@NAME.service` beyond the template: a drop-in that the generator writes.
+//! Pure.
 //!
-//! Everything is said by the definition; nothing of it is kept in `/etc/systemd`, where it would have to be kept true.
+//! All settings come from the definition; none is stored in `/etc/systemd`, where it would have to be kept up to date.
 
 use std::path::Path;
 
@@ -17,7 +18,7 @@ pub fn name(machine: &MachineName) -> String {
     service_unit(machine.as_str())
 }
 
-/// The drop-in of a machine's unit, if there is anything to say.
+/// The drop-in of a machine's unit, if it needs one.
 ///
 /// What is wanted or ordered after and not defined is left out, as systemd would start a unit for it. What is required
 /// stays: systemd must refuse to start the machine without it.
@@ -51,12 +52,12 @@ pub fn drop_in(spec: &MachineSpec, definition: &Path, defined: impl Fn(&MachineN
         service.push_str("Restart=on-abnormal\n");
     }
     if spec.resources.pids_max.is_some() {
-        // The template's limit, which is for machines that say nothing of it, would hold beside theirs.
+        // The template's limit, which is for machines that set none, would apply beside theirs.
         service.push_str("TasksMax=infinity\n");
     }
     if !service.is_empty() {
         sections.push(format!("[Service]\n{service}"));
     }
-    let head = format!("# Made from {}; `systemctl daemon-reload` makes it anew.\n", definition.display());
+    let head = format!("# Made from {}; `systemctl daemon-reload` regenerates it.\n", definition.display());
     (!sections.is_empty()).then(|| format!("{head}\n{}", sections.join("\n")))
 }

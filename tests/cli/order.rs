@@ -71,7 +71,7 @@ fn the_units_limit_of_tasks_gives_way_to_the_machines() {
     for limit in [Bound::At(20_000), Bound::Infinity] {
         spec.resources.pids_max = Some(limit);
         let text = drop_in(&spec).expect("something to say");
-        assert!(text.ends_with(" makes it anew.\n\n[Service]\nTasksMax=infinity\n"), "{text}");
+        assert!(text.ends_with(" regenerates it.\n\n[Service]\nTasksMax=infinity\n"), "{text}");
     }
 }
 

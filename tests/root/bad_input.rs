@@ -247,7 +247,7 @@ fn profiles_that_extend_each_other_are_refused() {
     std::fs::write(profiles.join("b.toml"), "extends = [\"a\"]\n").expect("write");
     let machine = host.define("circle", "extends = [\"a\"]\n[root]\ndirectory = \"{root}/tree\"\n");
     let text = format!(
-        "error: `extends`: profiles extend each other in a circle: a → b → a\n --> {}/b.toml:1:12\n  |\n\
+        "error: `extends`: profiles extend each other in a cycle: a → b → a\n --> {}/b.toml:1:12\n  |\n\
          1 | extends = [\"a\"]\n  |            ^^^\n",
         profiles.display()
     );

@@ -191,7 +191,7 @@ fn a_node_is_made_inside_only_where_the_file_says_so() {
     // Trees are made with a node of the host's console, which is not the machine's.
     assert_eq!(make("console", "c 5 1").status, 0);
     let plan = host.ok(&["plan", &host.define("other", &idle("auto", given))]);
-    let note = "`m` of '/dev/fuse' has no effect: in a user namespace nobody makes device nodes";
+    let note = "`m` of '/dev/fuse' has no effect: device nodes cannot be made in a user namespace";
     assert!(plan.contains(&format!("note          {note}\n")), "{plan}");
     assert_eq!(open(&host, &machine, "<", "/root/console"), refused(EPERM));
     end(&host, &machine);

@@ -182,7 +182,7 @@ fn circles_and_unknown_machines_are_refused_with_their_lines() {
         let refused = machines.run(&[verb, "@b"]);
         assert_eq!(refused.status, 78, "{verb}: {refused:?}");
         let told = machines.plain(&refused.stderr);
-        let message = "error: `boot.wants`: machines wait for each other in a circle: b -> c -> a -> b\n";
+        let message = "error: `boot.wants`: machines wait for each other in a cycle: b -> c -> a -> b\n";
         assert!(told.starts_with(message), "{verb}: {told}");
         assert!(told.contains("/etc/machinist/machines/b.toml:9:10\n"), "{verb}: {told}");
         assert!(told.contains("'a' waits for 'b'"), "{verb}: {told}");
