@@ -30,7 +30,7 @@ fn enter_error(error: Error) -> EnterError {
 /// What exec gets.
 #[derive(Debug)]
 struct Image {
-    /// As asked for: a path, or a name to look for.
+    /// As requested: a path, or a name to look for.
     program: String,
     argv: Vec<CString>,
     envp: Vec<CString>,
@@ -70,7 +70,7 @@ pub(super) fn enter(target: &Target<'_>, work: &Work<'_>, streams: &Streams, soc
     1
 }
 
-/// Tells the caller, if it is still there.
+/// Reports to the caller, if it is still there.
 pub(super) fn report(socket: &OwnedFd, report: &Report, fds: &[BorrowedFd<'_>]) {
     let _ = channel::send(socket, report, fds);
 }
@@ -108,7 +108,7 @@ fn second(socket: &OwnedFd, work: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
     Ok(())
 }
 
-/// Has a process that is the machine's in every way connect to a socket: whoever listens learns who connected.
+/// Has a process that is the machine's in every way connect to a socket: the listener learns which process connected.
 fn connect(target: &Target<'_>, path: &str, socket: &OwnedFd, root: &RootFd) -> Outcome<()> {
     let user = users::machine_root();
     let null = Ends::open_as_root(&Streams::null(), root, &user).map_err(EnterError::Streams)?;
@@ -134,13 +134,13 @@ fn run(target: &Target<'_>, command: &Command, streams: &Streams, socket: &Owned
     process_limits::reset(&target.rights.limits).map_err(enter_error)?;
     limit(target.rights, &user, || ends.open_as_user(streams))?;
     change_directory(root, command, &user)?;
-    // Changed ids and capabilities make a process dumpable again where fs.suid_dumpable says so.
+    // Changed ids and capabilities make a process dumpable again where fs.suid_dumpable is set so.
     process::set_undumpable().map_err(enter_error)?;
     // The machine can reach the descriptors of the next process, so those of the caller go first.
     let outside: Vec<BorrowedFd<'_>> = ends.outside().collect();
     report(socket, &Report::Connected, &outside);
     let has_terminal = ends.install().map_err(streams_error)?;
-    // A terminal that somebody else opened is somebody else's to hang up.
+    // A terminal that another process opened is for that process to hang up.
     let is_tied = streams.given_terminal().is_none();
     second(socket, || {
         prepare_exec(has_terminal, is_tied, socket).map_err(enter_error)?;
@@ -216,7 +216,7 @@ fn prepare_exec(has_terminal: bool, is_tied: bool, socket: &OwnedFd) -> sys::Res
     if is_tied {
         process::die_with_parent()?;
     }
-    // The caller may have died before we asked to die with it, and then nobody holds the other end.
+    // The caller may have died before we asked to die with it, and then no process holds the other end.
     let mut set = [PollFd::new(socket.as_fd(), PollFlags::empty())];
     if nix::poll::poll(&mut set, PollTimeout::ZERO).call(|| "poll".into())? > 0 {
         process::exit_now(1);
@@ -247,7 +247,7 @@ impl Image {
         })
     }
 
-    /// Executes it; comes back only with the error. Tells apart, as shells do, what is missing from what is
+    /// Executes it; returns only with the error. As shells do, it distinguishes what is missing from what is
     /// there and cannot be executed.
     fn execute(&self) -> EnterError {
         if self.program.contains('/') {
@@ -286,7 +286,7 @@ impl Image {
     }
 }
 
-/// The variables of the command: a few that every program expects, and what was asked for. Never the host's,
+/// The variables of the command: a few that every program expects, and the requested ones. Never the host's,
 /// except that a terminal is of the kind that ours is.
 fn environment(command: &Command, user: &User, terminal: Option<&str>) -> Vec<(String, String)> {
     let mut variables: Vec<(String, String)> = [

@@ -10,7 +10,7 @@ use crate::spec::ProcessLimits;
 use crate::sys::{self, Errno, Error};
 use crate::{cgroup, host};
 
-/// A machine as far as entering goes, whoever made it.
+/// What entering needs to know of a machine, ours or another manager's.
 #[derive(Debug, Clone)]
 pub struct Place {
     cgroup: Option<PathBuf>,
@@ -63,7 +63,7 @@ impl Sharing {
 }
 
 impl Place {
-    /// One of our machines, by what its supervisor says; `None` if it is frozen, and who enters would wait.
+    /// One of our machines, from its supervisor's state; `None` if it is frozen, and a process that enters would wait.
     pub fn of_state(state: &State) -> sys::Result<Option<Self>> {
         if cgroup::is_frozen(&state.cgroup) {
             return Ok(None);

@@ -16,7 +16,7 @@ use crate::sys::process;
 /// Enough for whatever forks while we look; more would only help a machine that does it on purpose.
 const ROUNDS: usize = 16;
 
-/// What `/proc/PID/stat` says about a process.
+/// What `/proc/PID/stat` shows about a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Process {
     pid: i32,

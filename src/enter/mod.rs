@@ -124,7 +124,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The exit status that tells our caller: the command's own, 128 + signal, or 124 as `timeout(1)`.
+    /// The exit status for our caller: the command's own, 128 + signal, or 124 as `timeout(1)`.
     pub fn exit_status(self) -> u8 {
         match self {
             Self::Ended(Ended::Exited(code)) => code,
@@ -155,7 +155,7 @@ pub enum EnterError {
     NotFound(String),
     /// The program exists and cannot be executed.
     NotExecutable(sys::Error),
-    /// The entering process ended without a word.
+    /// The entering process ended without a report.
     Lost,
     /// The entering process panicked, for this reason.
     Panicked(String),
@@ -205,7 +205,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// What the children tell the caller, one message each.
+/// What the children report to the caller, one message each.
 #[derive(Debug, Serialize, Deserialize)]
 enum Report {
     /// The other ends of the command's streams come along.
@@ -228,7 +228,7 @@ pub struct Running {
     command: Option<OwnedFd>,
     /// The command's number, valid until it is reaped.
     pid: i32,
-    /// The other ends of the command's streams, until somebody takes them.
+    /// The other ends of the command's streams, until the caller takes them.
     outside: Vec<OwnedFd>,
     failure: Option<EnterError>,
     deadline: Option<Instant>,
@@ -247,7 +247,7 @@ pub fn start(target: &Target<'_>, command: &Command) -> Result<Running, EnterErr
 
 /// Starts a command on a terminal of the machine's, which becomes its controlling one and its user's.
 ///
-/// Once executed it lives on without us; the end of the terminal is what ends it.
+/// Once executed it does not depend on us; the end of the terminal ends it.
 ///
 /// # Errors
 /// As for [`start`].
@@ -261,7 +261,7 @@ pub fn start_on(target: &Target<'_>, command: &Command, terminal: OwnedFd) -> Re
 /// The machine decides who listens there, so the other side is as hostile as the rest of it.
 ///
 /// # Errors
-/// [`EnterError::Connect`] if nobody listens there, or not in time (ETIMEDOUT).
+/// [`EnterError::Connect`] if no process listens there, or not in time (ETIMEDOUT).
 pub fn connect(target: &Target<'_>, path: &str, limit: Duration) -> Result<OwnedFd, EnterError> {
     let mut running = launch(target, &Work::Connect(path), &Streams::null())?;
     let end = Instant::now() + limit;
@@ -302,7 +302,7 @@ pub fn run(target: &Target<'_>, command: &Command) -> Result<Outcome, EnterError
     let mut pump = Pump::new(streams);
     loop {
         let outcome = running.step()?;
-        // A short command is over in the step that told of its streams.
+        // A short command is over in the step that reported its streams.
         if !running.outside.is_empty() {
             pump.connect(std::mem::take(&mut running.outside)).map_err(EnterError::Streams)?;
         }
@@ -331,7 +331,7 @@ pub fn run(target: &Target<'_>, command: &Command) -> Result<Outcome, EnterError
 /// Copies between our standard input and output and a terminal of a machine until `over` is readable, or a signal
 /// meant to end us comes, which is given back.
 ///
-/// On a terminal, `^]` three times within a second leaves. What runs there hears of our end by SIGHUP.
+/// On a terminal, `^]` three times within a second leaves. Our end sends SIGHUP to what runs there.
 ///
 /// # Errors
 /// If our streams or the terminal cannot be used.
@@ -483,7 +483,7 @@ impl Running {
         true
     }
 
-    /// Ends the command as a lost terminal does; what it put beyond the reach of that lives on.
+    /// Ends the command as a lost terminal does; what it put beyond the reach of that keeps running.
     fn hang_up(&mut self) {
         let Some(command) = &self.command else { return };
         let _ = process::pidfd_signal_group(command, Signal::SIGHUP as i32);

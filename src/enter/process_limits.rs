@@ -1,7 +1,7 @@
 //! Gives processes of a machine their limits, in two steps: what needs the host's rights early, the rest just
 //! before exec.
 //!
-//! Inside a user namespace nobody may raise a hard limit, whatever the capabilities, so that is done before one is
+//! Inside a user namespace no process may raise a hard limit, whatever the capabilities, so that is done before one is
 //! entered. The limits themselves come last, so that they stop the machine's program and none of our own work.
 //! None is left out silently: a limit that cannot be set is an error.
 
@@ -15,7 +15,7 @@ const CAP_SYS_RESOURCE: u64 = 1 << 24;
 /// What is limited, the soft and the hard limit.
 type Usual = (Word, Option<u64>, Option<u64>);
 
-/// What a kernel boots with, in place of the limits of whoever called us; the first of the hard ones is systemd's.
+/// What a kernel boots with, in place of the limits of our caller; the first of the hard ones is systemd's.
 const DEFAULTS: [Usual; 4] = [
     (Word::Nofile, Some(1024), Some(524_288)),
     (Word::Core, Some(0), None),
@@ -23,7 +23,7 @@ const DEFAULTS: [Usual; 4] = [
     (Word::Memlock, Some(8 << 20), Some(8 << 20)),
 ];
 
-/// The defaults of those that are not asked for.
+/// The defaults of those that are not requested.
 fn unasked(wanted: &ProcessLimits) -> impl Iterator<Item = Usual> {
     DEFAULTS.into_iter().filter(|(word, ..)| wanted.rlimits.iter().all(|limit| limit.resource != *word))
 }
@@ -99,7 +99,7 @@ fn no_limit(limit: &Rlimit, hard: Option<u64>, cause: Error) -> StepError {
     StepError { doing: format!("cannot set the limit `{}` to {limit}", limit.resource), cause: Some(cause), hint }
 }
 
-/// Gives this process the defaults for what is not asked for, as far as we may.
+/// Gives this process the defaults for what is not requested, as far as we may.
 pub fn reset(wanted: &ProcessLimits) -> sys::Result<()> {
     for (word, soft, hard) in unasked(wanted) {
         let resource = resource(word);
@@ -113,7 +113,7 @@ pub fn reset(wanted: &ProcessLimits) -> sys::Result<()> {
     Ok(())
 }
 
-/// Just before exec: sets exactly what is asked for, which after [`raise`] takes no rights.
+/// Just before exec: sets exactly what is requested, which after [`raise`] takes no rights.
 pub fn apply(wanted: &ProcessLimits) -> Result<(), StepError> {
     for limit in &wanted.rlimits {
         rlimits::set_limits(resource(limit.resource), limit.soft, limit.hard)

@@ -13,7 +13,7 @@ const DEVPTS_MAGIC: u64 = 0x1cd1;
 /// Both ends of a new terminal of a machine.
 #[derive(Debug)]
 pub struct Pty {
-    /// Ours.
+    /// Our end.
     pub master: OwnedFd,
     /// The machine's, opened without becoming anybody's controlling terminal.
     pub peer: OwnedFd,
@@ -64,7 +64,7 @@ impl Pty {
     pub fn open_in(leader: impl AsFd, owner: u32) -> Result<Self> {
         let pid = process::pidfd_number(&leader)?;
         let root = RootFd::open(format!("/proc/{pid}/root").as_ref())?;
-        // The number is the leader's as long as nobody has reaped it, so what was opened is the leader's, too.
+        // The number is the leader's until it is reaped, so what was opened is the leader's, too.
         if process::pidfd_number(&leader)? != pid || process::pidfd_send_signal(&leader, 0).is_err() {
             return Err(Error { call: format!("finding process {pid}"), errno: Errno::ESRCH });
         }

@@ -1,6 +1,6 @@
 //! Standard input, output and error of a command, and the copying between them and ours.
 //!
-//! No terminal of the host is ever handed to a machine: whoever holds one can type into it. A terminal among
+//! No terminal of the host is ever handed to a machine: a process that holds one can type into it. A terminal among
 //! our own streams is therefore replaced by a pipe, and an interactive command gets a terminal of the machine.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,7 +38,7 @@ pub(super) struct Streams {
     /// Which streams go through a pipe.
     piped: [bool; 3],
     size: Option<Winsize>,
-    /// The terminal that somebody has opened already.
+    /// The terminal that another process has opened already.
     terminal: Option<OwnedFd>,
 }
 
@@ -66,7 +66,7 @@ impl Streams {
             Stdio::Inherit => {
                 for (number, fd) in ours().into_iter().enumerate() {
                     let stat = rustix::fs::fstat(fd).call(|| format!("fstat(descriptor {number})"))?;
-                    // A way into the host's tree for whoever has it.
+                    // A way into the host's tree for the process that gets it.
                     if FileType::from_raw_mode(stat.st_mode).is_dir() {
                         return Err(Error { call: format!("passing on descriptor {number}"), errno: Errno::EISDIR });
                     }
@@ -137,8 +137,8 @@ impl Ends {
         self.outside.iter().map(AsFd::as_fd)
     }
 
-    /// Makes them descriptors 0, 1 and 2 of this process, which has nothing else of them afterwards; says
-    /// whether they are a terminal that is to control the session.
+    /// Makes them descriptors 0, 1 and 2 of this process, which has nothing else of them afterwards;
+    /// returns whether they are a terminal that is to control the session.
     pub(super) fn install(self) -> Result<bool> {
         let [input, output, error] = &self.inside;
         input.as_ref().map_or(Ok(()), stdio::dup2_stdin).call(|| "dup2(0)".into())?;
@@ -326,7 +326,7 @@ impl Pump {
         Ok(())
     }
 
-    /// Tells the command's terminal the size of ours.
+    /// Sets the size of the command's terminal to that of ours.
     pub(super) fn resize(&self) {
         if let (Some(terminal), Some(size)) = (&self.terminal, our_size()) {
             // It fails only for a terminal that is gone.

@@ -1,6 +1,6 @@
 //! Finds a user in the machine's own `/etc/passwd` and `/etc/group`.
 //!
-//! The files are the machine's and may say anything, so lines that do not follow the format to the letter are
+//! The files are the machine's and may contain anything, so lines that do not follow the format to the letter are
 //! skipped, sizes are limited and nothing falls back to root: a user that is not there is an error. No name
 //! service of the host or the machine is asked.
 
@@ -29,7 +29,7 @@ pub(super) struct User {
 /// Why there is no such user.
 #[derive(Debug)]
 pub(super) enum UserProblem {
-    /// The request itself, or what the files say about it.
+    /// The request itself, or the files' contents for it.
     Refused(String),
     /// A file could not be read.
     Unreadable(sys::Error),
@@ -69,7 +69,7 @@ enum Id<'a> {
 /// Finds who `wanted` is in the tree `root`; `None` asks for root.
 pub(super) fn resolve(root: &RootFd, wanted: Option<&str>) -> Result<User, UserProblem> {
     let read = |path: &str| match read(root, path) {
-        // Root is root whatever the files say, or do to keep us out.
+        // Root is root whatever the files contain, or do to keep us out.
         Err(_) if wanted.is_none() => Ok(Vec::new()),
         other => other,
     };
@@ -112,7 +112,7 @@ fn select(accounts: &[Account], groups: &[Group], wanted: Option<&str>) -> Resul
         }
         (None, Id::Name(name), _) => return Err(format!("no user '{}' in /etc/passwd", Shown(name))),
     };
-    // A group that was asked for is the only one, as with other tools of this kind.
+    // A requested group is the only one, as with other tools of this kind.
     let others = match gid {
         Some(_) => Vec::new(),
         None => memberships(groups, &account),
@@ -155,7 +155,7 @@ fn id<'a>(part: &'a str, whole: &str) -> Result<Id<'a>, String> {
     Ok(Id::Name(part))
 }
 
-/// The machine's root, whatever its files say.
+/// The machine's root, whatever its files contain.
 pub(super) fn machine_root() -> User {
     let Account { name, uid, gid, home, shell } = Account::bare("root", 0, 0, "/root");
     User { name, uid, gid, groups: Vec::new(), home, shell }

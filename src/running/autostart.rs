@@ -7,7 +7,7 @@ use crate::config;
 use crate::spec::{Layout, MachineName};
 use crate::sys::{self, Context as _};
 
-/// The link that says that `name` starts with the host, for good or until the next reboot.
+/// The link that makes `name` start with the host, for good or until the next reboot.
 pub fn link(layout: &Layout, name: &MachineName, until_reboot: bool) -> PathBuf {
     layout.autostart(until_reboot).join(format!("{name}.toml"))
 }

@@ -22,7 +22,7 @@ const MESSAGE: usize = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct NewLimits {
-    /// As asked for.
+    /// As requested.
     pub resources: Resources,
     /// What that means on this host.
     pub limits: Vec<Limit>,
@@ -78,12 +78,13 @@ pub enum Answer {
     Refused(String),
 }
 
-/// How long a supervisor may take to hear of what is coming.
+/// How long a supervisor may take to answer the announcement.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Tells the supervisor of `name` that what comes next is meant to end the machine, so that it is not started again.
+/// Announces to the supervisor of `name` that the next action is meant to end the machine, so that it is not started
+/// again.
 ///
-/// What comes next does not depend on it: a supervisor that does not answer is no reason to spare its machine.
+/// The next action does not depend on it: a supervisor that does not answer is no reason to spare its machine.
 pub fn announce(layout: &Layout, name: &MachineName) {
     let Ok(connection) = ask(layout, name, &Request::Expect) else { return };
     let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
@@ -91,7 +92,7 @@ pub fn announce(layout: &Layout, name: &MachineName) {
     let _ = poll(&mut [PollFd::new(connection.as_fd(), PollFlags::POLLIN)], patience);
 }
 
-/// Connections that have not said yet what they want.
+/// Connections that have not sent their request yet.
 #[derive(Debug, Default)]
 pub struct Callers(Vec<Option<OwnedFd>>);
 

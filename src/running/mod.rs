@@ -1,6 +1,6 @@
 //! What others may know of a machine that runs, and ask of its supervisor.
 //!
-//! A machine is found through its run directory: a state file beside the lock that says it is true ([`state`]), and the
+//! A machine is found through its run directory: a state file beside the lock that makes it valid ([`state`]), and the
 //! socket of its supervisor ([`control`]). Nothing here runs a machine; the supervisor writes the state and answers.
 
 pub mod autostart;

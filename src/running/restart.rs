@@ -1,4 +1,4 @@
-//! How a machine ended, and whether it is started again. Pure: the caller says what time it is.
+//! How a machine ended, and whether it is started again. Pure: the caller passes the time.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -53,7 +53,7 @@ pub struct Exit {
     pub killed: bool,
     /// Processes of it were killed because its memory was used up.
     pub out_of_memory: bool,
-    /// Why it is not started again, although its definition says so.
+    /// Why it is not started again, although its definition asks for it.
     pub gave_up: Option<String>,
 }
 
@@ -68,7 +68,7 @@ impl Exit {
         let killed = Signal::SIGKILL as i32;
         let by_kill = match self.end {
             End::Killed(signal) => signal == killed,
-            // A command's end by a signal, told by the process that waited for it.
+            // A command's end by a signal, as reported by the process that waited for it.
             End::Exited(status) => i32::from(status) == 128 + killed,
             _ => false,
         };
@@ -110,7 +110,7 @@ impl History {
         Self { policy, recent: VecDeque::new(), restarts: 0, last: None }
     }
 
-    /// Takes in an end of the machine `name`, and says what follows.
+    /// Takes in an end of the machine `name`, and returns what follows.
     pub fn next(&mut self, name: &str, exit: &Exit, now: Instant) -> Next {
         let wanted = match self.policy.when {
             Restart::No => false,

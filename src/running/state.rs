@@ -1,7 +1,7 @@
-//! What others may know of a running machine: a file written by rename, beside the lock that says it is true.
+//! What others may know of a running machine: a file written by rename, beside the lock that makes it valid.
 //!
 //! ```text
-//! /run/machinist/machines/NAME/lock        held by the supervisor as long as the machine lives
+//! /run/machinist/machines/NAME/lock        held by the supervisor as long as the machine runs
 //!                              state.json  this
 //!                              control     SEQPACKET socket of the supervisor
 //! ```
@@ -59,7 +59,7 @@ pub struct State {
     pub phase: Phase,
     /// PID 1 of the machine as the host sees it; 0 while there is none.
     pub leader: i32,
-    /// When the leader started, in clock ticks since boot: tells it from a later process of the same number.
+    /// When the leader started, in clock ticks since boot: distinguishes it from a later process of the same number.
     pub leader_start: u64,
     /// The supervisor's process.
     pub supervisor: i32,
@@ -99,7 +99,7 @@ pub struct State {
     pub root: String,
     /// The file it is defined by.
     pub definition: Option<PathBuf>,
-    /// What the guest last said of itself (`STATUS=`).
+    /// The last status that the guest reported (`STATUS=`).
     pub status: Option<String>,
     /// What has to happen before it counts as ready, in words.
     #[serde(default)]
@@ -312,7 +312,7 @@ pub fn names(layout: &Layout) -> Vec<MachineName> {
     names
 }
 
-/// What is said of a machine in a list, running or not: the objects of `machinist list --json`.
+/// A machine in a list, running or not: the objects of `machinist list --json`.
 pub fn summary(name: &str, state: Option<&State>) -> Value {
     match state {
         None => json!({ "name": name, "state": "stopped" }),
@@ -369,7 +369,7 @@ impl State {
         if cgroup::is_frozen(&self.cgroup) { "frozen" } else { self.phase.as_str() }
     }
 
-    /// Everything that is said of a running machine: the object of `machinist status --json`.
+    /// Everything about a running machine: the object of `machinist status --json`.
     pub fn details(&self) -> Value {
         let mut value = serde_json::to_value(self).unwrap_or_default();
         if let Some(object) = value.as_object_mut() {
@@ -481,7 +481,7 @@ mod tests {
             let starts = (0..2000).map(|_| RunDir::acquire(&layout, &name).map(RunDir::release));
             let failed = starts.filter(|start| !matches!(start, Ok(Ok(())))).count();
             over.store(true, std::sync::atomic::Ordering::Relaxed);
-            assert_eq!(failed, 0, "starts of 2000 that somebody was in the way of");
+            assert_eq!(failed, 0, "starts of 2000 that a reader was in the way of");
         });
     }
 

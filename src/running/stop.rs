@@ -11,7 +11,7 @@ pub enum Goal {
     Reboot,
 }
 
-/// How an init is told.
+/// How a request reaches an init.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {
     /// This signal to the leader.
@@ -24,7 +24,7 @@ pub enum Way {
 
 /// The way of an init, as measured (`tests/trees/README.md`) or documented by it.
 ///
-/// `None` stands for a command or an init we do not know: SIGTERM is what programs expect. It cannot be told to
+/// `None` stands for a command or an init we do not know: SIGTERM is what programs expect. It has no request for a
 /// restart, so the supervisor stops it and starts it again.
 pub fn way(kind: Option<InitKind>, goal: Goal) -> Way {
     use Goal::{Poweroff, Reboot};
@@ -36,7 +36,7 @@ pub fn way(kind: Option<InitKind>, goal: Goal) -> Way {
         (Some(InitKind::Sysvinit | InitKind::Runit), Poweroff) => Way::Init("0"),
         (Some(InitKind::Sysvinit | InitKind::Runit), Reboot) => Way::Init("6"),
         // A signal before it has come up makes it shut down beside its own start, and services of both wait for
-        // each other for a minute. Its FIFO exists only from then on; its client says nothing of one that does not,
+        // each other for a minute. Its FIFO exists only from then on; its client does not report a missing one,
         // and used again during the shutdown was seen to hang it.
         (Some(InitKind::Openrc), Poweroff) => {
             Way::Client(&["/bin/sh", "-c", "test -p /run/openrc/init.ctl && exec openrc-shutdown -p now"])

@@ -9,10 +9,10 @@ use super::state::{self, Phase};
 use crate::spec::{Layout, MachineName};
 use crate::sys::{self, Context as _, Errno, Error};
 
-/// How often we look without having been told: a killed supervisor tells nothing.
+/// How often we look without a notification: a killed supervisor sends none.
 const LOOK_AGAIN: u16 = 1000;
 
-/// Waits until a machine is ready; says whether it is, or has no owner any more.
+/// Waits until a machine is ready; returns whether it is, or false when it has no owner any more.
 pub fn ready(layout: &Layout, name: &MachineName) -> sys::Result<bool> {
     let dir = layout.run_dir(name);
     let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).call(|| "inotify_init1".into())?;
@@ -28,13 +28,13 @@ pub fn ready(layout: &Layout, name: &MachineName) -> sys::Result<bool> {
     }
 }
 
-/// Waits until one of the files that are watched has changed, or it is time to look without having been told.
+/// Waits until one of the files that are watched has changed, or it is time to look without a notification.
 pub(super) fn wait(watch: &OwnedFd) -> sys::Result<()> {
     match poll(&mut [PollFd::new(watch.as_fd(), PollFlags::POLLIN)], PollTimeout::from(LOOK_AGAIN)) {
         Ok(0) | Err(Errno::EINTR) => Ok(()),
         Ok(_) => {
             let mut buffer = [0; 4096];
-            // What it says does not matter.
+            // Its content does not matter.
             while rustix::io::read(watch, &mut buffer).is_ok_and(|count| count > 0) {}
             Ok(())
         }

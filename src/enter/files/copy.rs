@@ -7,9 +7,9 @@
 //! ```
 //!
 //! The copy is made with the machine's rights alone. The kernel translates owners, ACLs and capabilities between the two
-//! mounts: user 1000 of the host is user 1000 of the machine. Whoever the machine has no id for is nobody (65534) there,
-//! and files of his that are not for everybody cannot be read. Where the host's file system cannot map ids, the files take
-//! the way through a file system in memory.
+//! mounts: user 1000 of the host is user 1000 of the machine. A user without an id in the machine is `nobody` (65534)
+//! there, and this user's files cannot be read unless others may read them. Where the host's file system cannot map
+//! ids, the files take the way through a file system in memory.
 //!
 //! What comes from a machine with ids of its own comes without setuid and setgid bits and without capabilities: a file
 //! that its root has prepared must not run with rights on the host. A copy stays on the file system where it begins.
@@ -229,7 +229,7 @@ fn as_guest(userns: Option<&OwnedFd>, work: impl FnOnce() -> Outcome<()>) -> Out
     let Some(userns) = userns else { return work() };
     let (ours, theirs) = socket::pair()?;
     let tell = |result: &Outcome<()>| {
-        // Without an answer our parent says that we are lost.
+        // Without an answer our parent reports that we are lost.
         let _ = channel::send(&theirs, result, &[]);
     };
     let lost = |how: &str| InsideError::new(Errno::EIO, format!("the process that copies {how}"));

@@ -1,8 +1,8 @@
 //! What is done with files inside of a running machine: by a [`helper`], with the machine's rights.
 //!
-//! A machine can make every access to its files wait for ever, so none is made by the one who asks. The helper gives up the
-//! rights of the host before it touches a file of a machine with a user namespace; what the machine's root could not do
-//! cannot be done for it.
+//! A machine can make every access to its files wait without limit, so a helper makes them, not the caller. The helper
+//! gives up the rights of the host before it touches a file of a machine with a user namespace; what the machine's root
+//! could not do cannot be done for it.
 
 mod bind;
 mod copy;
@@ -176,7 +176,7 @@ fn become_guest_root(userns: &OwnedFd) -> sys::Result<()> {
     nix::unistd::setgroups(&[]).call(|| "setgroups(none)".into())?;
     process::setns(userns, ns::USER)?;
     process::become_root()?;
-    // Other ids have made us dumpable again where fs.suid_dumpable says so.
+    // Other ids have made us dumpable again where fs.suid_dumpable is set so.
     process::set_undumpable()
 }
 
