@@ -1,11 +1,11 @@
-//! A helper: our program again, for what a machine may make wait for ever.
+//! A helper: our program again, for calls that a machine may delay without limit.
 //!
 //! ```text
 //! who asks ── request + pidfd of the leader ──> helper (`serve`)
 //!          <── answers, or why not ───────────  does it, and ends
 //! ```
 //!
-//! Who asks waits no longer than it likes, and then kills it. A process is needed anyway: one with a single thread may fork
+//! The caller waits up to its own limit, and then kills it. A process is needed anyway: one with a single thread may fork
 //! and change its namespaces. What is asked and answered is up to both sides, as long as serde knows it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

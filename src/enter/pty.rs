@@ -15,7 +15,7 @@ const DEVPTS_MAGIC: u64 = 0x1cd1;
 pub struct Pty {
     /// Our end.
     pub master: OwnedFd,
-    /// The machine's, opened without becoming anybody's controlling terminal.
+    /// The machine's, opened without becoming a controlling terminal.
     pub peer: OwnedFd,
     /// Its path in the machine, as in `/dev/pts/3`.
     pub path: String,

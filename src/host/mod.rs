@@ -1,6 +1,6 @@
 //! [`HostFacts`]: what this host and this process can do, found once before anything is decided.
 //!
-//! A handful of small reads, nothing that takes privilege, so that `machinist plan` works for everybody.
+//! A handful of small reads, nothing that takes privilege, so that `machinist plan` works for every user.
 
 mod limits;
 
@@ -200,7 +200,7 @@ fn delegated_unit(facts: &CgroupFacts) -> Option<String> {
         let mut value = [0; 8];
         rustix::fs::getxattr(&path, mark, &mut value).is_ok_and(|len| &value[..len] == b"1")
     };
-    // The first can be read by everybody and is the younger (systemd 251).
+    // The first can be read by every user and is the newer one (systemd 251).
     (marked("user.delegate") || marked("trusted.delegate")).then(|| unit.to_owned())
 }
 

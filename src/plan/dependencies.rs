@@ -321,7 +321,7 @@ mod tests {
         let graph = graph("a; b requires a; c requires b; d requires c; e wants a; f after b");
         let mut schedule = graph.starting(&names("a b c d e f"));
         assert_eq!(schedule.begin(), Some(name("a")));
-        assert_eq!(schedule.begin(), None, "everybody waits");
+        assert_eq!(schedule.begin(), None, "every machine waits");
         let skipped = schedule.ended(&name("a"), false);
         let told: Vec<String> = skipped.iter().map(|s| format!("{} {} {}", s.name, s.by, s.failed)).collect();
         assert_eq!(told, ["b b a", "c b a", "d b a"]);

@@ -106,7 +106,7 @@ pub fn listen_in(dir: impl AsFd, name: &str) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Listens on a stream socket `name` in `dir` that everybody may connect to, in place of whatever has the name.
+/// Listens on a stream socket `name` in `dir` that every user may connect to, in place of whatever has the name.
 pub fn listen_stream_in(dir: impl AsFd, name: &str) -> Result<OwnedFd> {
     use rustix::fs::{AtFlags, Mode, chmodat, renameat, unlinkat};
     let dir = dir.as_fd();

@@ -124,7 +124,7 @@ struct Leader {
 
 impl Leader {
     fn new(pidfd: OwnedFd) -> Outcome<Self> {
-        // Whoever looks into this process while it is in a machine would see our memory.
+        // A process that inspects this one while it is in a machine would see our memory.
         process::set_undumpable()?;
         let pid = process::pidfd_number(&pidfd)?.as_raw();
         Ok(Self { pid, pidfd })

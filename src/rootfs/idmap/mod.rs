@@ -142,7 +142,7 @@ pub fn acquire(layout: &Layout, name: &MachineName, mode: UserMode) -> Result<Id
             range,
             holder: lock::find_holder(blocks(range).map(|block| lock_path(layout, block))),
         }),
-        // The host's own ids cannot be kept from anybody.
+        // The host's own ids cannot be kept from other machines.
         UserMode::Identity | UserMode::Host => {
             Ok(IdRangeLock { range: IdRange { shift: 0, size: ID_RANGE_SIZE }, locks: Vec::new() })
         }
