@@ -1,5 +1,7 @@
 //! `org.freedesktop.machine1.Machine`, and the same requests by name through the manager.
 
+use std::sync::Arc;
+
 use zbus::wire::{Fd, Variant};
 
 use super::call::{Answer, Call, Properties, arguments};
@@ -9,7 +11,6 @@ use crate::daemon::core::machines::{self, Subject};
 use crate::daemon::core::registry::{HOST, NO_CID, Process};
 use crate::daemon::core::state::Daemon;
 use crate::daemon::core::{enter, files, inspect};
-use std::sync::Arc;
 
 /// What can be asked of one machine.
 #[derive(Debug)]
