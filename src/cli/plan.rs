@@ -9,7 +9,9 @@ use super::config::{self as face, ShowError, ShowStyle};
 use super::output::{self, Failure, Failures, written};
 use super::start::Wanted;
 use crate::host;
-use crate::plan::{self, IdPlan, Plan, TreePlan, UnitPlan, privileges, seccomp};
+use crate::plan::{
+    self, ExecUser, IdPlan, Namespace, Namespaces, Plan, Stdio, TreePlan, UnitPlan, privileges, seccomp,
+};
 use crate::spec::{
     Device, InitKind, Layout, Ownership, Payload, ProcessLimits, Ready, Register, Restart, RestartPolicy, Span,
     Volatile,
@@ -83,11 +85,7 @@ pub fn describe(plan: &Plan) -> String {
             Register::No => "no",
         },
     );
-    let mut namespaces = vec!["mount", "pid", "uts", "ipc", "cgroup"];
-    let own = plan.namespaces;
-    namespaces
-        .extend([(own.user, "user"), (own.network, "network"), (own.time, "time")].iter().filter(|n| n.0).map(|n| n.1));
-    line("namespaces", &namespaces.join(" "));
+    line("namespaces", &describe_namespaces(&plan.namespaces));
     line("ids", &describe_ids(plan));
     line("root", &describe_root(plan));
     for (index, op) in plan.mounts.iter().enumerate() {
@@ -142,6 +140,27 @@ pub fn describe(plan: &Plan) -> String {
     }
     for note in &plan.notes {
         line("note", note);
+    }
+    text
+}
+
+fn describe_namespaces(own: &Namespaces) -> String {
+    let Namespaces { user, network, pid, uts, ipc, cgroup, time } = own;
+    let mut text = "mount".to_owned();
+    for (namespace, name) in [
+        (pid, "pid"),
+        (uts, "uts"),
+        (ipc, "ipc"),
+        (cgroup, "cgroup"),
+        (user, "user"),
+        (network, "network"),
+        (time, "time"),
+    ] {
+        match namespace {
+            Namespace::New => text.push_str(&format!(" {name}")),
+            Namespace::Join(path) => text.push_str(&format!(" {name} ('{}')", path.display())),
+            Namespace::Host => {}
+        }
     }
     text
 }
@@ -205,8 +224,18 @@ fn describe_exec(plan: &Plan) -> String {
         Payload::Auto { args: list } => format!("the tree's own init{}", args(list)),
         Payload::Kind { init, args: list } => format!("the tree's {}{}", init.as_str(), args(list)),
         Payload::Path { init, args: list } => format!("{init}{}", args(list)),
-        Payload::Command { argv } => format!("{} under a stub PID 1", argv.join(" ")),
+        Payload::Command { argv } => argv.join(" "),
     };
+    let mut what = if exec.stub { format!("{what} under a stub PID 1") } else { what };
+    if exec.user != ExecUser::default() {
+        what.push_str(&format!(" with the ids {}:{}", exec.user.uid, exec.user.gid));
+    }
+    if exec.directory != "/" {
+        what.push_str(&format!(" in '{}'", exec.directory));
+    }
+    if exec.stdio == Stdio::Inherit {
+        what.push_str(" on the caller's streams");
+    }
     let ready = match &exec.ready {
         Ready::Auto => format!("ready when a {} says so or any other init has begun", InitKind::Systemd.as_str()),
         Ready::Notify => "ready when PID 1 says so".to_owned(),

@@ -33,7 +33,7 @@ pub struct Plan {
     pub name: MachineName,
     /// Whether it is entered into the host's table of machines.
     pub register: Register,
-    /// Which namespaces are its own besides mount, pid, uts, ipc and cgroup.
+    /// Which namespaces it gets; that of mounts is always new.
     pub namespaces: Namespaces,
     /// Which host ids it gets.
     pub ids: IdPlan,
@@ -66,16 +66,48 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
-/// The namespaces that depend on the machine's file; the other five are always new.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// The namespaces of a machine besides that of mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the kernel's names")]
 pub struct Namespaces {
-    /// Ids and capabilities of its own.
-    pub user: bool,
-    /// Network of its own.
-    pub network: bool,
-    /// Boot clock of its own.
-    pub time: bool,
+    /// Ids and capabilities. The children cannot join one: they need the rights of the host until the end.
+    pub user: Namespace,
+    pub network: Namespace,
+    pub pid: Namespace,
+    pub uts: Namespace,
+    pub ipc: Namespace,
+    pub cgroup: Namespace,
+    /// Boot clock.
+    pub time: Namespace,
+}
+
+/// Where a machine gets a namespace from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Namespace {
+    /// It is made for the machine.
+    New,
+    /// The host's.
+    Host,
+    /// The one that this file stands for, as `ip netns` makes them.
+    Join(PathBuf),
+}
+
+impl Namespace {
+    fn new_if(new: bool) -> Self {
+        if new { Self::New } else { Self::Host }
+    }
+
+    /// Whether it is made for the machine.
+    pub fn is_new(&self) -> bool {
+        *self == Self::New
+    }
+
+    /// Whether it is another one than the host's.
+    pub fn is_own(&self) -> bool {
+        *self != Self::Host
+    }
 }
 
 /// Which host ids a machine gets.
@@ -203,6 +235,14 @@ impl CgroupPlan {
 pub struct Exec {
     /// The program.
     pub payload: Payload,
+    /// It runs as PID 2, below a small init of ours that reaps.
+    pub stub: bool,
+    /// Who it runs as.
+    pub user: ExecUser,
+    /// Where it begins, as a path in the machine.
+    pub directory: String,
+    /// What its standard streams are.
+    pub stdio: Stdio,
     /// Its environment.
     pub environment: Vec<(String, String)>,
     /// Variables of which only the rule is known before it starts.
@@ -217,6 +257,28 @@ pub struct Exec {
     pub restart: RestartPolicy,
     /// Seconds an orderly stop may take; no limit if unset.
     pub stop_timeout: Option<u64>,
+}
+
+/// The user of a payload, by the machine's own ids; with the rights of the plan only until it executes if not root.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ExecUser {
+    /// User.
+    pub uid: u32,
+    /// First group.
+    pub gid: u32,
+    /// Further groups.
+    pub groups: Vec<u32>,
+}
+
+/// The standard streams of a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stdio {
+    /// The machine's console.
+    Console,
+    /// The supervisor's own streams, as they are.
+    Inherit,
 }
 
 /// The value of a variable that depends on what is found or drawn at start.
@@ -295,23 +357,28 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         return Err(PlanError::OldKernel(facts.kernel));
     }
     let namespaces = Namespaces {
-        user: spec.users.mode != UserMode::Host,
-        network: spec.network == NetworkMode::Private,
-        time: spec.boot.clock == Clock::Own,
+        user: Namespace::new_if(spec.users.mode != UserMode::Host),
+        network: Namespace::new_if(spec.network == NetworkMode::Private),
+        pid: Namespace::New,
+        uts: Namespace::New,
+        ipc: Namespace::New,
+        cgroup: Namespace::New,
+        time: Namespace::new_if(spec.boot.clock == Clock::Own),
     };
     let root = plan_root(spec, layout);
-    let mounts = mounts::plan(spec, namespaces, layout);
+    let mounts = mounts::plan(spec, &namespaces, layout);
     check_uppers(&root, &mounts)?;
     let seccomp =
         SyscallPolicy { allow: spec.security.seccomp_allow.clone(), deny: spec.security.seccomp_deny.clone() };
     let cgroup = plan_cgroup(spec, facts.systemd, cgroup, layout);
     let environment = environment(spec, facts);
     let (limits, mut unmet) = limits::plan(&spec.resources, &facts.limits, &cgroup.unit).map_err(PlanError::Limits)?;
-    let mut notes = notes(spec, facts, namespaces, layout.scope());
+    let mut notes = notes(spec, facts, &namespaces, layout.scope());
     notes.append(&mut unmet);
     Ok(Plan {
         name: spec.name.clone(),
         register: spec.register,
+        privileges: privileges::plan(&spec.security, &spec.devices, &namespaces, available(&namespaces, facts)),
         namespaces,
         ids: match spec.users.mode {
             UserMode::Auto => IdPlan::Picked,
@@ -324,13 +391,16 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         mounts,
         overlay_method: if facts.overlay_layer_fds() { OverlayMethod::OpenFiles } else { OverlayMethod::Attached },
         tmpfs_method: if facts.tmpfs_idmap() { TmpfsMethod::Map } else { TmpfsMethod::Chown },
-        privileges: privileges::plan(&spec.security, &spec.devices, namespaces, available(namespaces, facts)),
         seccomp,
         cgroup,
         limits,
         console: spec.console,
         exec: Exec {
             payload: spec.boot.payload.clone(),
+            stub: matches!(spec.boot.payload, Payload::Command { .. }),
+            user: ExecUser::default(),
+            directory: "/".to_owned(),
+            stdio: Stdio::Console,
             late_environment: late_environment(&environment),
             environment,
             hostname: spec.identity.hostname.as_str().to_owned(),
@@ -372,8 +442,8 @@ pub fn group_below_own(cgroup: &CgroupFacts, layout: &Layout, name: &MachineName
 }
 
 /// Capabilities that can be given: a new user namespace begins with all, the host's own are bounded.
-fn available(namespaces: Namespaces, facts: &HostFacts) -> u64 {
-    if namespaces.user { u64::MAX } else { facts.capabilities }
+fn available(namespaces: &Namespaces, facts: &HostFacts) -> u64 {
+    if namespaces.user.is_own() { u64::MAX } else { facts.capabilities }
 }
 
 fn plan_root(spec: &MachineSpec, layout: &Layout) -> RootPlan {
@@ -466,9 +536,9 @@ fn is_device_path(path: &Path) -> bool {
     path.starts_with("/dev") && !of_files.iter().any(|files| path.starts_with(files))
 }
 
-fn notes(spec: &MachineSpec, facts: &HostFacts, namespaces: Namespaces, scope: Scope) -> Vec<String> {
+fn notes(spec: &MachineSpec, facts: &HostFacts, namespaces: &Namespaces, scope: Scope) -> Vec<String> {
     let mut notes = Vec::new();
-    if !namespaces.user {
+    if !namespaces.user.is_own() {
         notes.push("`users.mode = \"host\"`: root in this machine is root on the host; this is no boundary".to_owned());
     }
     if !facts.authority.can_make_machines(scope) {
@@ -478,7 +548,7 @@ fn notes(spec: &MachineSpec, facts: &HostFacts, namespaces: Namespaces, scope: S
     if missing != 0 {
         notes.push(format!("this host cannot give: {}", privileges::names(missing).join(", ")));
     }
-    if let Some(device) = spec.devices.iter().find(|device| device.permission.make && namespaces.user) {
+    if let Some(device) = spec.devices.iter().find(|device| device.permission.make && namespaces.user.is_own()) {
         let target = &device.target;
         notes.push(format!("`m` of '{target}' has no effect: device nodes cannot be made in a user namespace"));
     }

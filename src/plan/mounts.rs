@@ -5,6 +5,8 @@
 //! file. Masks and read-only views come right after what they cover, and are made by the host's user
 //! namespace, so that the payload's root can take none of them away.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 
 use super::{Namespaces, OverlayPlan, upper_plan};
@@ -87,6 +89,60 @@ pub enum MountOp {
     },
     /// Shows the host's resolver configuration to a machine that shares its network.
     Resolver,
+    /// Any other mount.
+    Mount(Mount),
+}
+
+/// A mount in the kernel's words, for front ends that name their mounts themselves.
+///
+/// It is made with the rights and in the namespaces of the host; what belongs to the machine's is [`MountOp::Api`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Mount {
+    /// What is mounted.
+    pub source: MountSource,
+    /// Where.
+    pub target: GuestPath,
+    /// Attributes of the mount.
+    pub flags: MountFlags,
+}
+
+/// What a [`Mount`] mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum MountSource {
+    /// A new file system.
+    New {
+        /// Its type, as in `/proc/filesystems`.
+        fstype: String,
+        /// The device or another name of what is mounted.
+        source: Option<String>,
+        /// Options of the file system: words, or keys with a value.
+        data: Vec<(String, Option<String>)>,
+        /// The machine's root gets its top directory.
+        own: bool,
+    },
+    /// A file or directory of the host, with the machine's ids.
+    Tree {
+        /// Where it is.
+        path: PathBuf,
+        /// With the mounts below it.
+        recursive: bool,
+    },
+}
+
+/// Attributes of one mount (`mount_setattr(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MountFlags {
+    /// No writes.
+    pub read_only: bool,
+    /// Setuid bits have no effect.
+    pub nosuid: bool,
+    /// Device nodes have no effect; always so for the host's files in a machine with a user namespace.
+    pub nodev: bool,
+    /// Nothing can be executed.
+    pub noexec: bool,
 }
 
 /// A file system that belongs to the machine's namespaces.
@@ -179,7 +235,7 @@ const SYS_MASK: &[&str] =
     &["sys/devices/virtual/powercap", "sys/kernel/debug", "sys/kernel/tracing", "sys/kernel/security"];
 
 /// Lists the mounts of a machine in the order in which they are made.
-pub(super) fn plan(spec: &MachineSpec, namespaces: Namespaces, layout: &Layout) -> Vec<MountOp> {
+pub(super) fn plan(spec: &MachineSpec, namespaces: &Namespaces, layout: &Layout) -> Vec<MountOp> {
     let mut ops = Vec::new();
     if spec.root.volatile == Volatile::State {
         ops.push(MountOp::Tmpfs(Tmpfs { target: GuestPath::var(), size: None, mode: 0o755 }));
@@ -193,7 +249,7 @@ pub(super) fn plan(spec: &MachineSpec, namespaces: Namespaces, layout: &Layout) 
         api(ApiFs::Proc, "proc"),
         MountOp::ReadOnly {
             targets: owned(PROC_READ_ONLY),
-            except: namespaces.network.then(|| "proc/sys/net".to_owned()),
+            except: namespaces.network.is_new().then(|| "proc/sys/net".to_owned()),
         },
         MountOp::Mask { targets: owned(PROC_MASK), directories: false },
         replace("proc/sys/kernel/random/boot_id", "boot-id"),
@@ -367,6 +423,15 @@ impl MountOp {
             Self::Bind(b) => format!("{:<10} {} from '{}'{}", "bind", b.target, b.source.display(), bind_flags(b)),
             Self::Overlay { target, overlay } => format!("{:<10} {target}, {}", "overlay", overlay.describe()),
             Self::Resolver => format!("{:<10} /etc/resolv.conf, the host's, read-only", "bind"),
+            Self::Mount(Mount { source, target, flags }) => {
+                let (kind, from) = match source {
+                    MountSource::New { fstype, source, .. } => (fstype.as_str(), source.clone()),
+                    MountSource::Tree { path, .. } => ("bind", Some(path.display().to_string())),
+                };
+                let from = from.map_or(String::new(), |from| format!(" from '{from}'"));
+                let read_only = if flags.read_only { ", read-only" } else { "" };
+                format!("{kind:<10} {target}{from}{read_only}")
+            }
         }
     }
 }

@@ -90,11 +90,11 @@ fn mask<'a>(list: impl IntoIterator<Item = &'a str>) -> u64 {
 }
 
 /// The capabilities the file asks for, whatever the host has.
-pub fn wanted(security: &Security, namespaces: Namespaces) -> u64 {
+pub fn wanted(security: &Security, namespaces: &Namespaces) -> u64 {
     let mut set = mask(DEFAULT);
-    if namespaces.network {
+    if namespaces.network.is_own() {
         set |= mask(["NET_ADMIN", "NET_BIND_SERVICE"]);
-    } else if !namespaces.user {
+    } else if !namespaces.user.is_own() {
         set |= mask(["NET_BIND_SERVICE"]);
     }
     set |= security.capabilities_add.iter().fold(0, |mask, bit| mask | 1 << bit);
@@ -102,17 +102,18 @@ pub fn wanted(security: &Security, namespaces: Namespaces) -> u64 {
 }
 
 /// What the payload gets: what is wanted and can be had.
-pub(super) fn plan(security: &Security, devices: &[Device], namespaces: Namespaces, available: u64) -> Privileges {
+pub(super) fn plan(security: &Security, devices: &[Device], namespaces: &Namespaces, available: u64) -> Privileges {
     Privileges {
         capabilities: wanted(security, namespaces) & available,
         no_new_privileges: security.no_new_privileges,
-        device_filter: !namespaces.user || !devices.is_empty(),
+        device_filter: !namespaces.user.is_own() || !devices.is_empty(),
         limits: security.limits.clone(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Namespace;
     use super::*;
 
     const NONE: Security = Security {
@@ -123,7 +124,15 @@ mod tests {
         no_new_privileges: false,
         limits: ProcessLimits { rlimits: Vec::new(), oom_score_adjust: None, nice: None },
     };
-    const PRIVATE: Namespaces = Namespaces { user: true, network: true, time: false };
+    const PRIVATE: Namespaces = Namespaces {
+        user: Namespace::New,
+        network: Namespace::New,
+        pid: Namespace::New,
+        uts: Namespace::New,
+        ipc: Namespace::New,
+        cgroup: Namespace::New,
+        time: Namespace::Host,
+    };
 
     #[test]
     fn capability_numbers_are_the_kernels() {
@@ -138,21 +147,25 @@ mod tests {
     fn network_capabilities_follow_the_network() {
         let admin = mask(["NET_ADMIN"]);
         let bind = mask(["NET_BIND_SERVICE"]);
-        assert_eq!(wanted(&NONE, PRIVATE) & (admin | bind), admin | bind);
-        assert_eq!(wanted(&NONE, Namespaces { network: false, ..PRIVATE }) & (admin | bind), 0);
-        assert_eq!(wanted(&NONE, Namespaces { network: false, user: false, time: false }) & (admin | bind), bind);
+        assert_eq!(wanted(&NONE, &PRIVATE) & (admin | bind), admin | bind);
+        let network = Namespace::Host;
+        assert_eq!(wanted(&NONE, &Namespaces { network, ..PRIVATE }) & (admin | bind), 0);
+        let (network, user) = (Namespace::Host, Namespace::Host);
+        assert_eq!(wanted(&NONE, &Namespaces { network, user, ..PRIVATE }) & (admin | bind), bind);
+        let network = Namespace::Join("/run/netns/x".into());
+        assert_eq!(wanted(&NONE, &Namespaces { network, ..PRIVATE }) & (admin | bind), admin | bind);
     }
 
     #[test]
     fn nothing_dangerous_to_the_host_is_kept_by_default() {
         let bad = mask(["SYS_MODULE", "SYS_RAWIO", "SYS_TIME", "SYSLOG", "BPF", "PERFMON", "MAC_ADMIN", "WAKE_ALARM"]);
-        assert_eq!(wanted(&NONE, PRIVATE) & bad, 0);
+        assert_eq!(wanted(&NONE, &PRIVATE) & bad, 0);
     }
 
     #[test]
     fn dropped_wins_over_added_and_the_host_limits_all() {
         let security = Security { capabilities_add: vec![39, 38], capabilities_drop: vec![38, 21], ..NONE };
-        let privileges = plan(&security, &[], PRIVATE, !(1 << 39));
+        let privileges = plan(&security, &[], &PRIVATE, !(1 << 39));
         assert_eq!(privileges.capabilities & (1 << 38 | 1 << 39 | 1 << 21), 0);
     }
 }

@@ -12,7 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use super::devices::HostDevice;
 use super::{Ids, MountedTree, Stacking, overlay};
 use crate::plan::TmpfsMethod;
-use crate::plan::mounts::{ApiFs, Entry, Inaccessible, MountOp, Node, Text};
+use crate::plan::mounts::{ApiFs, Entry, Inaccessible, Mount, MountFlags, MountOp, MountSource, Node, Text};
 use crate::spec::{Bind, BindIdmap, Device, IdMapEntry, IdsOf, Propagation, Tmpfs};
 use crate::sys::bpf::Kind;
 use crate::sys::mount::{self, Attributes};
@@ -120,6 +120,7 @@ impl Mounter<'_> {
                     }
                 }
                 MountOp::Resolver => self.resolver()?,
+                MountOp::Mount(plan) => self.mount(plan)?,
             }
         }
         done.0.into_iter().for_each(|(_, tree)| leave_open(tree));
@@ -366,6 +367,40 @@ impl Mounter<'_> {
         mount::attach(&tree, &onto).doing(doing)
     }
 
+    /// Makes a mount that the plan has in the kernel's words.
+    fn mount(&self, plan: &Mount) -> Result<(), StepError> {
+        let doing = || format!("cannot mount '{}'", plan.target);
+        let MountFlags { read_only, nosuid, nodev, noexec } = plan.flags;
+        let attributes = Attributes { read_only, nosuid, nodev, noexec };
+        let (tree, is_file) = match &plan.source {
+            MountSource::New { fstype, source, data, own } => {
+                let source = source.iter().map(|source| mount::Option::Text("source", source));
+                let data = data.iter().map(|(key, value)| match value {
+                    Some(value) => mount::Option::Text(key, value),
+                    None => mount::Option::Flag(key),
+                });
+                let options: Vec<_> = source.chain(data).collect();
+                let tree = mount::create(fstype, &options, attributes).doing(doing)?;
+                if *own {
+                    chown_at(tree.as_fd(), ".", self.ids.shift, self.ids.shift).doing(doing)?;
+                }
+                (tree, false)
+            }
+            MountSource::Tree { path, recursive } => {
+                let tree = mount::copy_host_tree(path, *recursive).doing(doing)?;
+                if let Some(userns) = self.ids.userns {
+                    mount::map_ids(&tree, *recursive, userns).doing(doing)?;
+                }
+                let attributes = Attributes { nodev: nodev || self.ids.userns.is_some(), ..attributes };
+                mount::add_attributes(&tree, *recursive, attributes).doing(doing)?;
+                mount::set_propagation(&tree, *recursive, mount::Propagation::Private).doing(doing)?;
+                let stat = rustix::fs::fstat(&tree).call(|| "fstat".into()).doing(doing)?;
+                (tree, !FileType::from_raw_mode(stat.st_mode).is_dir())
+            }
+        };
+        self.place(&tree, plan.target.relative(), is_file)
+    }
+
     fn map_bind(&self, bind: &Bind, tree: &OwnedFd, source: &rustix::fs::Stat, onto: &OwnedFd) -> sys::Result<()> {
         let Some(userns) = self.ids.userns else { return Ok(()) };
         let single = |host: (u32, u32), guest: (u32, u32)| {
@@ -518,4 +553,85 @@ pub fn enter_root(root: &RootFd) -> Result<(), StepError> {
     let doing = || "cannot enter the root tree".to_owned();
     rustix::process::fchdir(root).call(|| format!("fchdir({})", root.as_fd().as_raw_fd())).doing(doing)?;
     mount::pivot_into_current_directory().doing(doing)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+    use crate::plan::OverlayMethod;
+    use crate::spec::GuestPath;
+    use crate::sys::process::{ns, unshare};
+
+    /// Carries out a list in a directory, in a mount namespace of the calling thread alone; ids are shifted by 7.
+    fn carry_out(root: &Path, ops: &[MountOp]) -> Result<(), StepError> {
+        unshare(ns::MOUNT).unwrap();
+        let top = fs::File::open("/").unwrap();
+        mount::set_propagation(&top, true, mount::Propagation::Private).unwrap();
+        let notify = socket::notify_socket().unwrap();
+        let stacking = Stacking { method: OverlayMethod::OpenFiles, scratch: root };
+        let mounter = Mounter {
+            root: &RootFd::open(root).unwrap(),
+            ids: Ids { shift: 7, size: 100, userns: None, map_tree: false },
+            tmpfs: TmpfsMethod::Chown,
+            stacking,
+            notify: notify.as_fd(),
+            texts: &RuntimeTexts::default(),
+            overlays: &[],
+            devices: &[],
+            make_userns: &|_| Err(Error { call: "none".into(), errno: Errno::ENOSYS }),
+        };
+        mounter.run(ops, &|| Err(StepError::refused("nothing is made inside")))
+    }
+
+    fn of(source: MountSource, target: &str, flags: MountFlags) -> MountOp {
+        MountOp::Mount(Mount { source, target: GuestPath::parse(target).unwrap(), flags })
+    }
+
+    #[test]
+    fn any_file_system_and_any_tree_of_the_host_is_mounted_as_the_plan_has_it() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (root, source) = (dir.path().join("root"), dir.path().join("source"));
+        fs::create_dir(&root).unwrap();
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("file"), "text").unwrap();
+        let options = [("mode", Some("0751")), ("size", Some("64k")), ("noswap", None)];
+        let data = options.map(|(key, value)| (key.to_owned(), value.map(str::to_owned)));
+        let new = MountSource::New { fstype: "tmpfs".into(), source: Some("x".into()), data: data.into(), own: true };
+        let tree = |path: PathBuf| MountSource::Tree { path, recursive: true };
+        let read_only = MountFlags { read_only: true, ..MountFlags::default() };
+        let ops = [
+            of(new, "/data", MountFlags { noexec: true, ..MountFlags::default() }),
+            of(tree(source.clone()), "/data/tree", read_only),
+            of(tree(source.join("file")), "/file", MountFlags::default()),
+        ];
+        carry_out(&root, &ops).unwrap();
+        let data = fs::metadata(root.join("data")).unwrap();
+        assert_eq!((data.uid(), data.gid(), data.mode() & 0o7777), (7, 7, 0o751));
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let line = mounts.lines().find(|line| line.contains("root/data ")).unwrap();
+        assert!(line.contains("noexec") && line.contains(" tmpfs x ") && line.contains("size=64k"), "{line}");
+        assert_eq!(fs::read_to_string(root.join("data/tree/file")).unwrap(), "text");
+        let refused = fs::write(root.join("data/tree/file"), "other").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+        fs::write(root.join("file"), "other").unwrap();
+        assert_eq!(fs::read_to_string(source.join("file")).unwrap(), "other");
+    }
+
+    #[test]
+    fn a_file_system_that_there_is_none_of_is_an_error_with_its_target() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let none = MountSource::New { fstype: "nosuchfs".into(), source: None, data: Vec::new(), own: false };
+        let error = carry_out(dir.path(), &[of(none, "/x", MountFlags::default())]).unwrap_err();
+        assert_eq!(error.doing, "cannot mount '/x'");
+        assert_eq!(error.cause.map(|cause| cause.errno), Some(Errno::ENODEV));
+    }
 }

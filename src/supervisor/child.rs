@@ -11,15 +11,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use super::handshake::{self, Between, FromChild, Message, Party, Sequence, ToInner};
-use super::setup::{Program, Setup, limit, report};
+use super::setup::{Program, Setup, become_payload, kinds, report};
 use super::{console, stub_init};
 use crate::enter::process_limits;
-use crate::plan::Plan;
 use crate::plan::mounts::MountOp;
+use crate::plan::{Plan, Stdio};
 use crate::rootfs::mounts::{ApiMounts, Mounter, attach_root, enter_root};
 use crate::rootfs::{Ids, Stacking, build, init};
-use crate::spec::{IdMapEntry, IdsOf, Payload};
+use crate::spec::{IdMapEntry, IdsOf};
 use crate::sys::mount::{self, Attributes, Propagation};
+use crate::sys::namespace::{self, Kind};
 use crate::sys::path::RootFd;
 use crate::sys::process::{self, ns};
 use crate::sys::worker::{self, Child, Worker};
@@ -45,7 +46,7 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
 
     process_limits::raise(&plan.privileges.limits)?;
     let (ours, theirs) = sys::socket::pair().doing(|| "cannot talk to the inner child".into())?;
-    if plan.namespaces.time {
+    if plan.namespaces.time.is_new() {
         start_clock_at_zero()?;
     }
     let leader = start_inner(setup, &theirs, to_supervisor)?.pid();
@@ -107,10 +108,13 @@ fn make_machine(setup: &Setup<'_>, to_supervisor: &OwnedFd) -> Result<(), StepEr
 
 /// Starts the inner child, a sibling of ours: the supervisor is its parent and gets its exit status.
 fn start_inner(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) -> Result<Child, StepError> {
-    let mut namespaces = ns::PID | ns::IPC | ns::UTS | ns::CGROUP;
-    if setup.plan.namespaces.user {
-        namespaces |= ns::USER;
+    for (kind, namespace) in setup.joined {
+        namespace::join(namespace, *kind).doing(|| "cannot join a namespace".into())?;
     }
+    // The outer child has made the one for clocks; that of the network comes later.
+    let late = [Kind::Net, Kind::Time];
+    let new = kinds(&setup.plan.namespaces).into_iter().filter(|(kind, of)| of.is_new() && !late.contains(kind));
+    let namespaces = new.fold(0, |flags, (kind, _)| flags | kind.flag());
     // A copy of the supervisor's end would keep it waiting for one that died before it could be tied to it.
     let kept = [from_outer.as_fd(), supervisor.as_fd()];
     let lost = |why: &str| {
@@ -241,19 +245,19 @@ fn inner(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) -> u8 {
 
 fn become_leader(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) -> Result<u8, Option<StepError>> {
     let plan = setup.plan;
-    if plan.namespaces.network {
+    if plan.namespaces.network.is_new() {
         // By far the slowest of all namespaces to make; the outer child builds the root meanwhile.
         process::unshare(ns::NET).map_err(no_namespaces)?;
     }
     let mut sequence = Sequence::new(Party::Inner);
     next::<Between>(&mut sequence, from_outer)?;
     setup.step("inner:started");
-    if plan.namespaces.user {
+    if plan.namespaces.user.is_own() {
         process::become_user(0, 0, &[]).doing(|| "cannot become root of the machine".into())?;
     }
     // Cleared by the change of ids, so only now; kept over exec.
     process::die_with_parent().doing(|| "cannot tie the leader to the supervisor".into())?;
-    if plan.namespaces.network {
+    if plan.namespaces.network.is_new() {
         process::loopback_up().doing(|| "cannot bring the loopback link up".into())?;
     }
     let console = make_api(setup, &mut sequence, from_outer)?;
@@ -267,11 +271,13 @@ fn become_leader(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) 
         .doing(|| "cannot share mounts inside the machine".into())?;
     mount_guest_tmpfs(plan)?;
     setup.step("inner:entered");
-    nix::unistd::sethostname(&plan.exec.hostname)
-        .call(|| "sethostname".into())
-        .doing(|| "cannot set the host name".into())?;
+    if plan.namespaces.uts.is_new() {
+        nix::unistd::sethostname(&plan.exec.hostname)
+            .call(|| "sethostname".into())
+            .doing(|| "cannot set the host name".into())?;
+    }
     process::join_new_keyring().doing(|| "cannot leave the host's keyring".into())?;
-    take_console(&console).doing(|| "cannot take the console".into())?;
+    take_console(&console, plan.exec.stdio).doing(|| "cannot take the console".into())?;
     drop(console);
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let program = Program::new(setup, init, kind)?;
@@ -280,14 +286,12 @@ fn become_leader(setup: &Setup<'_>, from_outer: &OwnedFd, supervisor: &OwnedFd) 
     next::<ToInner>(&mut sequence, supervisor)?;
     setup.step("inner:go");
     process::reset_signals(setup.signals).doing(|| "cannot reset signals".into())?;
-    if matches!(plan.exec.payload, Payload::Command { .. }) {
+    if plan.exec.stub {
         return Ok(stub_init::run(setup, &program, &mut sequence, supervisor)?);
     }
-    process_limits::apply(&plan.privileges.limits)?;
-    limit(setup)?;
+    become_payload(setup)?;
     setup.step("inner:limited");
-    let cause = process::exec(&program.path, &program.argv, &program.environment);
-    Err(Some(StepError { doing: "cannot execute the machine's init".into(), cause: Some(cause), hint: None }))
+    Err(Some(program.execute(setup)))
 }
 
 /// Mounts what the machine may unmount again: systemd unmounts `/tmp` when it stops.
@@ -315,7 +319,7 @@ fn next<M: Message>(sequence: &mut Sequence, from: &OwnedFd) -> Result<M, Option
 /// Mounting needs a mount namespace that our user namespace owns, and we must stay in the outer child's
 /// until it is done: so a process that shares our memory makes them in a namespace of its own.
 fn make_api(setup: &Setup<'_>, sequence: &mut Sequence, outer: &OwnedFd) -> Result<OwnedFd, StepError> {
-    let network = setup.plan.namespaces.network;
+    let network = setup.plan.namespaces.network.is_new();
     let made = worker::run_sharing_memory(c"api", || create_api(setup, network));
     let (api, master) = made.map_err(|cause| {
         let hint = (cause.errno == Errno::EPERM && cause.call.starts_with("fsmount")).then(|| {
@@ -357,8 +361,11 @@ fn create_api(setup: &Setup<'_>, sysfs: bool) -> sys::Result<(ApiMounts, OwnedFd
 
 /// Begins a session with the console as standard streams, but not as its controlling terminal: an init gives
 /// that to its getty, which in a user namespace may not take it from PID 1.
-fn take_console(console: &OwnedFd) -> sys::Result<()> {
+fn take_console(console: &OwnedFd, stdio: Stdio) -> sys::Result<()> {
     nix::unistd::setsid().call(|| "setsid".into())?;
+    if stdio == Stdio::Inherit {
+        return Ok(());
+    }
     rustix::stdio::dup2_stdin(console).call(|| "dup2".into())?;
     rustix::stdio::dup2_stdout(console).call(|| "dup2".into())?;
     rustix::stdio::dup2_stderr(console).call(|| "dup2".into())

@@ -106,10 +106,12 @@ fn make(held: &Held, session: &Session, devices: &[HostDevice]) -> Result<(Made,
         boot_id: random_id()?.uuid(),
     };
     let wanted = std::env::var("MACHINIST_TEST_DIE_AT").ok();
+    let joined = setup::open_joined(&plan.namespaces)?;
     let tree = held.tree.copy()?;
     let overlays = held.overlays.iter().map(HeldTree::copy).collect::<Result<Vec<_>, _>>()?;
     let setup = Setup {
         plan,
+        joined: &joined,
         range: held.range(plan.ids),
         map_tree: matches!(plan.ownership, Ownership::Auto | Ownership::Map),
         tree: &tree,

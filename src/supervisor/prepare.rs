@@ -98,7 +98,7 @@ fn prepare_rest(job: &Job, run_dir: &RunDir) -> Result<Rest, MachineError> {
     let state_dir = job.layout.state_dir(&plan.name);
     make_private_dir(&state_dir).doing(|| "cannot make the machine's state directory".into())?;
     let devices = devices::find(mounts::devices(&plan.mounts))?;
-    let tree = HeldTree::acquire_root(&plan.root, plan.namespaces.user)?;
+    let tree = HeldTree::acquire_root(&plan.root, plan.namespaces.user.is_own())?;
     let mut overlays = Vec::new();
     for op in &plan.mounts {
         if let MountOp::Overlay { overlay, .. } = op {

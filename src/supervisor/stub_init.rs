@@ -9,7 +9,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::stdio::{stderr, stdin, stdout};
 
 use super::handshake::{self, FromChild, Sequence};
-use super::setup::{Program, Setup, limit, report};
+use super::setup::{Program, Setup, become_payload, limit, report};
+use crate::plan::Stdio;
 use crate::sys::worker::{self, Worker};
 use crate::sys::{Context as _, Doing as _, StepError, process};
 
@@ -81,33 +82,10 @@ fn reap(command: nix::unistd::Pid) -> Option<u8> {
 
 /// Executes the program; comes back only with the error.
 fn execute(setup: &Setup<'_>, program: &Program) -> StepError {
-    let ready = process::reset_signals(setup.signals)
-        .and_then(|()| process::take_terminal(stdin()))
-        .doing(|| "cannot prepare the command".into());
-    let limits = &setup.plan.privileges.limits;
-    if let Err(error) = ready.and_then(|()| crate::enter::process_limits::apply(limits)).and_then(|()| limit(setup)) {
-        return error;
-    }
-    let mut last = None;
-    for path in candidates(program) {
-        let cause = process::exec(&path, &program.argv, &program.environment);
-        let missing = matches!(cause.errno, Errno::ENOENT | Errno::ENOTDIR);
-        last = Some(cause);
-        if !missing {
-            break;
-        }
-    }
-    StepError { doing: "cannot execute `boot.command`".into(), cause: last, hint: None }
-}
-
-/// The program itself if it has a slash, else its places in the machine's PATH.
-fn candidates(program: &Program) -> Vec<std::ffi::CString> {
-    let name = program.path.to_bytes();
-    if name.contains(&b'/') {
-        return vec![program.path.clone()];
-    }
-    let path = program.environment.iter().find_map(|e| e.to_bytes().strip_prefix(b"PATH="));
-    let path = path.unwrap_or(crate::spec::DEFAULT_PATH.as_bytes());
-    let join = |dir: &[u8]| process::c_string([dir, b"/", name].concat());
-    path.split(|b| *b == b':').filter_map(|dir| join(dir).ok()).collect()
+    let ready = process::reset_signals(setup.signals).and_then(|()| match setup.plan.exec.stdio {
+        Stdio::Console => process::take_terminal(stdin()),
+        Stdio::Inherit => Ok(()),
+    });
+    let ready = ready.doing(|| "cannot prepare the command".into()).and_then(|()| become_payload(setup));
+    ready.map_or_else(|error| error, |()| program.execute(setup))
 }

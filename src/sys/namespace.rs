@@ -5,7 +5,8 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{Context, Errno, Result, check, read_text};
+use super::process::{self, ns};
+use super::{Context, Errno, Error, Result, check, read_text};
 
 /// The kinds of namespaces that are asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,16 @@ pub enum Kind {
     Net,
     /// Mounts.
     Mount,
+    /// Process ids.
+    Pid,
+    /// Host name.
+    Uts,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Control groups.
+    Cgroup,
+    /// Monotonic and boot clocks.
+    Time,
 }
 
 impl Kind {
@@ -24,6 +35,25 @@ impl Kind {
             Self::User => "user",
             Self::Net => "net",
             Self::Mount => "mnt",
+            Self::Pid => "pid",
+            Self::Uts => "uts",
+            Self::Ipc => "ipc",
+            Self::Cgroup => "cgroup",
+            Self::Time => "time",
+        }
+    }
+
+    /// The flag by which `clone(2)` and `setns(2)` know it.
+    pub fn flag(self) -> u64 {
+        match self {
+            Self::User => ns::USER,
+            Self::Net => ns::NET,
+            Self::Mount => ns::MOUNT,
+            Self::Pid => ns::PID,
+            Self::Uts => ns::UTS,
+            Self::Ipc => ns::IPC,
+            Self::Cgroup => ns::CGROUP,
+            Self::Time => ns::TIME,
         }
     }
 }
@@ -31,6 +61,28 @@ impl Kind {
 /// Opens a namespace of a process, which the caller must know to be still that one afterwards.
 pub fn open(pid: i32, kind: Kind) -> Result<OwnedFd> {
     open_path(&format!("/proc/{pid}/ns/{}", kind.name()))
+}
+
+/// Opens the namespace that a file of the host stands for; EINVAL if it stands for none, or for one of another kind.
+pub fn open_file(path: &Path, kind: Kind) -> Result<OwnedFd> {
+    const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+    let name = || format!("{} namespace '{}'", kind.name(), path.display());
+    // A FIFO must not keep us waiting, nor a terminal become ours.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).call(|| format!("open({})", name()))?;
+    // Not before the file system is known: another driver's file may mean something else by that number.
+    let is_one = rustix::fs::fstatfs(&fd).call(|| format!("fstatfs({})", name()))?.f_type == libc::NSFS_MAGIC;
+    // SAFETY: takes no argument and gives a number.
+    let found = if is_one { unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) } } else { 0 };
+    match u64::try_from(found) {
+        Ok(found) if found == kind.flag() => Ok(fd),
+        _ => Err(Error { call: format!("ioctl(NS_GET_NSTYPE, {})", name()), errno: Errno::EINVAL }),
+    }
+}
+
+/// Enters a namespace. That of process ids and that of clocks are entered only by later children.
+pub fn join(namespace: impl AsFd, kind: Kind) -> Result<()> {
+    process::setns(namespace, kind.flag())
 }
 
 /// Opens the namespace of the calling thread.
@@ -141,6 +193,38 @@ mod tests {
         assert_eq!((map[1].inward(100), map[1].outward(0)), (Some(70000), None));
         let last = Extent { inside: 0, outside: u32::MAX, count: 10 };
         assert_eq!((last.outward(0), last.outward(1)), (Some(u32::MAX), None));
+    }
+
+    #[test]
+    fn a_namespace_is_opened_by_its_file_and_joined_if_it_is_of_that_kind() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let (send, receive) = std::sync::mpsc::channel();
+        // A thread has a network of its own as long as it lives.
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || {
+            process::unshare(ns::NET).expect("a namespace");
+            send.send(rustix::thread::gettid()).expect("send");
+            wait.recv().expect_err("the end");
+        });
+        let tid = receive.recv().expect("a thread");
+        let path = format!("/proc/self/task/{}/ns/net", tid.as_raw_nonzero());
+        let path = Path::new(&path);
+        let opened = open_file(path, Kind::Net).expect("a namespace");
+        for kind in [Kind::Uts, Kind::User, Kind::Mount] {
+            assert_eq!(open_file(path, kind).expect_err("another kind").errno, Errno::EINVAL, "{kind:?}");
+        }
+        for none in ["/etc/passwd", "/dev/null", "/dev/tty0", "/proc/self/status"].map(Path::new) {
+            let refused = open_file(none, Kind::Net).expect_err("no namespace").errno;
+            assert!(!none.exists() || [Errno::EINVAL, Errno::ENXIO].contains(&refused), "{}", none.display());
+        }
+        assert_eq!(open_file(Path::new("/nowhere"), Kind::Net).expect_err("nothing").errno, Errno::ENOENT);
+        assert_eq!(is_same(&opened, own(Kind::Net).expect("ours")), Ok(false));
+        join(&opened, Kind::Net).expect("joined");
+        assert_eq!(is_same(&opened, own(Kind::Net).expect("ours")), Ok(true));
+        drop(end);
+        other.join().expect("the thread");
     }
 
     #[test]
