@@ -115,7 +115,7 @@ impl Setting for BindIdmap {
             }
             if entries.is_empty() {
                 reader
-                    .bad(value, "an empty map would give every file to nobody")
+                    .bad(value, "an empty map would give every file to the user `nobody`")
                     .hint("leave the key out for the default");
                 return None;
             }

@@ -114,8 +114,8 @@ impl Store {
         for suffix in BESIDE {
             let Ok(file) = File::open(self.beside(from, suffix)) else { continue };
             let name = process::c_path(Path::new(&format!("{to}{suffix}")))?;
-            let mut nobody = |_: &copy::Progress| std::ops::ControlFlow::Continue(());
-            match copy::disk(file, &store, &name, &mut Copier::new(&mut nobody)) {
+            let mut no_progress = |_: &copy::Progress| std::ops::ControlFlow::Continue(());
+            match copy::disk(file, &store, &name, &mut Copier::new(&mut no_progress)) {
                 Err(e) if e.errno == Errno::EEXIST => {}
                 result => drop(result?),
             }

@@ -317,8 +317,8 @@ fn fill(from: OwnedFd, to: OwnedFd, copier: &mut Copier<'_>, new: bool) -> Resul
 /// # Errors
 /// EEXIST if something is there that the policy does not replace. What was made of a directory stays.
 pub fn object(from: &Inode, dir: &OwnedFd, name: &CStr, policy: Policy) -> Result<(), Stopped> {
-    let mut nobody = |_: &Progress| ControlFlow::Continue(());
-    let mut copier = Copier::with_policy(policy, &mut nobody);
+    let mut no_progress = |_: &Progress| ControlFlow::Continue(());
+    let mut copier = Copier::with_policy(policy, &mut no_progress);
     let metadata = Metadata::of(from).map_err(at_root)?;
     if FileType::from_raw_mode(metadata.stat.st_mode).is_dir() {
         rustix::fs::mkdirat(dir, name, Mode::RWXU).call(|| "mkdirat()".to_owned()).map_err(at_root)?;
@@ -331,8 +331,8 @@ pub fn object(from: &Inode, dir: &OwnedFd, name: &CStr, policy: Policy) -> Resul
 
 /// Copies what is in the directory `from` into the directory `to`, which stays what it is.
 pub fn contents(from: &Inode, to: OwnedFd, policy: Policy) -> Result<(), Stopped> {
-    let mut nobody = |_: &Progress| ControlFlow::Continue(());
-    fill(reopen(from).map_err(at_root)?, to, &mut Copier::with_policy(policy, &mut nobody), false)
+    let mut no_progress = |_: &Progress| ControlFlow::Continue(());
+    fill(reopen(from).map_err(at_root)?, to, &mut Copier::with_policy(policy, &mut no_progress), false)
 }
 
 /// Makes a file that is no directory under another name, and renames it when it is complete.
