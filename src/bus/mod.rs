@@ -2,7 +2,7 @@
 //!
 //! A supervisor has one thread and little memory, and a bus has daemons behind it that may be slow, hung or hostile.
 //! So a short-lived child makes the calls ([`BusWorker`]), whose answer is awaited no longer than the caller
-//! likes; then it is killed. The caller connects and the child speaks: to the bus and everybody on it the connection is the
+//! likes; then it is killed. The caller connects and the child speaks: to the bus and its clients the connection is the
 //! caller's (`SO_PEERCRED`), which is how machined comes to know the supervisor of a machine.
 //!
 //! Serves nothing and keeps no connection.

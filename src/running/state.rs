@@ -293,8 +293,8 @@ fn is_locked(dir: &OwnedFd) -> sys::Result<bool> {
     has_owner(&lock)
 }
 
-/// Whether the lock is held exclusively. A process that looks shares it for a moment, which [`RunDir::acquire`] tells from
-/// an owner in the same way.
+/// Whether the lock is held exclusively. A process that looks shares it for a moment; [`RunDir::acquire`] tells it
+/// from an owner in the same way.
 fn has_owner(lock: &OwnedFd) -> sys::Result<bool> {
     match rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) {
         Ok(()) => Ok(false),
