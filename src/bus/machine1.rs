@@ -8,14 +8,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zbus::wire::{OwnedObjectPath, OwnedVariant};
 
-use super::{Bus, BusError, BusWorker, call, open};
+use super::connection::{call, open};
+use super::{Bus, BusError, BusWorker};
 use crate::sys::read_text;
 
 const NAME: &str = "org.freedesktop.machine1";
 const MANAGER: (&str, &str, &str) = (NAME, "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager");
-
-/// The error of a name that is taken.
-pub(super) const EXISTS: &str = "org.freedesktop.machine1.MachineExists";
 
 /// What we are called in the table.
 pub const SERVICE: &str = "machinist";

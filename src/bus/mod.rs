@@ -7,28 +7,27 @@
 //!
 //! Serves nothing and keeps no connection.
 
+mod connection;
+mod error;
 pub mod label;
 pub mod machine1;
 pub mod machinist1;
 pub mod systemd1;
 mod worker;
 
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use zbus::DBusError as _;
 use zbus::address::Transport;
 use zbus::address::transport::UnixSocket;
 
 use crate::spec::{Layout, Scope};
-use crate::sys::{self, socket};
+use crate::sys::socket;
 
+pub use error::BusError;
 pub use worker::BusWorker;
 
 /// How long a call may take before we go on without its answer. A busy host that has to start a daemon for it needs a few
@@ -53,79 +52,6 @@ enum Address {
     /// A socket's path.
     Socket(PathBuf),
 }
-
-/// Why a call on the bus did not work.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum BusError {
-    /// There is no bus where one should be.
-    Unreachable {
-        /// Whose bus.
-        scope: Scope,
-        /// Where it should be.
-        address: String,
-        /// The message of the kernel or the bus.
-        why: String,
-    },
-    /// The name has no owner, and no service can be started for it.
-    NoOwner(String),
-    /// The bus' policy or the owner refuses us.
-    Denied {
-        /// The method.
-        call: String,
-        /// The message of the bus or the owner.
-        why: String,
-    },
-    /// No answer within the limit.
-    TimedOut(Duration),
-    /// There is a machine or a unit of that name.
-    Exists(String),
-    /// There is, it is alive, and these are its manager and leader.
-    Taken {
-        /// The name.
-        machine: String,
-        /// What its manager calls itself.
-        service: String,
-        /// Its first process.
-        leader: u32,
-    },
-    /// The owner's answer is another error, or it went away without one.
-    Failed {
-        /// The method.
-        call: String,
-        /// The message of the bus or the owner.
-        why: String,
-    },
-    /// A system call of ours failed on the way to the bus.
-    Call(sys::Error),
-}
-
-impl From<sys::Error> for BusError {
-    fn from(error: sys::Error) -> Self {
-        Self::Call(error)
-    }
-}
-
-impl fmt::Display for BusError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable { scope: Scope::System, address, why } => {
-                write!(f, "no system bus at '{address}': {why}")
-            }
-            Self::Unreachable { scope: Scope::User, address, why } => write!(f, "no session bus at '{address}': {why}"),
-            Self::NoOwner(name) => write!(f, "'{name}' has no owner on the system bus"),
-            Self::Denied { call, why } => write!(f, "{call} is denied: {why}"),
-            Self::TimedOut(limit) => write!(f, "no answer on the system bus within {} s", limit.as_secs()),
-            Self::Exists(machine) => write!(f, "'{machine}' is registered already"),
-            Self::Taken { machine, service, leader } => {
-                write!(f, "'{machine}' is registered by '{service}' with leader {leader}")
-            }
-            Self::Failed { call, why } => write!(f, "{call}: {why}"),
-            Self::Call(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for BusError {}
 
 impl Bus {
     /// The bus of a layout: the value of `DBUS_SYSTEM_BUS_ADDRESS` or `DBUS_SESSION_BUS_ADDRESS`, or the usual socket.
@@ -188,51 +114,6 @@ impl Bus {
     }
 }
 
-/// Authenticates on a connection and introduces itself to the bus.
-async fn open(stream: OwnedFd) -> Result<zbus::Connection, BusError> {
-    let opened = zbus::connection::Builder::unix_stream(UnixStream::from(stream)).build().await;
-    opened.map_err(|e| failed("Hello", &e))
-}
-
-/// Calls a method and gives the reply.
-async fn call<B>(
-    connection: &zbus::Connection,
-    (destination, path, interface): (&str, &str, &str),
-    method: &str,
-    body: &B,
-) -> Result<zbus::Message, BusError>
-where
-    B: Serialize + zbus::DynamicType,
-{
-    let reply = connection.call_method(Some(destination), path, Some(interface), method, body).await;
-    reply.map_err(|e| match failed(method, &e) {
-        BusError::NoOwner(_) => BusError::NoOwner(destination.to_owned()),
-        other => other,
-    })
-}
-
-fn failed(call: &str, error: &zbus::Error) -> BusError {
-    match error {
-        zbus::Error::MethodError(name, text, _) => answered(call, name.as_str(), text.as_deref().unwrap_or_default()),
-        zbus::Error::FDO(e) => answered(call, e.name().as_str(), e.description().unwrap_or_default()),
-        other => BusError::Failed { call: call.to_owned(), why: other.to_string() },
-    }
-}
-
-/// What an error reply means to us.
-fn answered(call: &str, name: &str, text: &str) -> BusError {
-    let call = call.to_owned();
-    let why = if text.is_empty() { name.to_owned() } else { text.lines().collect::<Vec<_>>().join(" ") };
-    if [machine1::EXISTS, systemd1::EXISTS].contains(&name) {
-        return BusError::Exists(why);
-    }
-    match name.strip_prefix("org.freedesktop.DBus.Error.") {
-        Some("ServiceUnknown" | "NameHasNoOwner") => BusError::NoOwner(String::new()),
-        Some("AccessDenied" | "AuthFailed" | "InteractiveAuthorizationRequired") => BusError::Denied { call, why },
-        _ => BusError::Failed { call, why },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,14 +143,5 @@ mod tests {
             text(Scope::User).as_deref(),
             Some("no session bus at '/nonexistent/bus': No such file or directory")
         );
-    }
-
-    #[test]
-    fn replies_are_told_apart_by_their_names() {
-        let kind = |name: &str| answered("Register", name, "a\nb");
-        assert_eq!(kind("org.freedesktop.DBus.Error.NameHasNoOwner"), BusError::NoOwner(String::new()));
-        let denied = BusError::Denied { call: "Register".into(), why: "a b".into() };
-        assert_eq!(kind("org.freedesktop.DBus.Error.AccessDenied"), denied);
-        assert_eq!(kind("org.x.Other"), BusError::Failed { call: "Register".into(), why: "a b".into() });
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::BusError;
+use super::error::BusError;
 use crate::sys::worker::{Child, Worker};
 use crate::sys::{self, channel, socket};
 

@@ -10,9 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rustix::fs::{Access, AtFlags, Mode, OFlags};
 
+use super::command::{Command, Rights, Stdio, Target, Work};
+use super::error::{EnterError, Report, Shown};
 use super::streams::{Ends, Streams};
 use super::users::{self, User, UserProblem};
-use super::{Command, EnterError, Report, Rights, Shown, Stdio, Target, Work};
 use crate::enter::process_limits;
 use crate::spec::DEFAULT_PATH;
 use crate::sys::StepError;

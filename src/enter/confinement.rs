@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use super::{Rights, Target};
+use super::command::{Rights, Target};
 use crate::plan::seccomp::{self, SyscallPolicy};
 use crate::running::state::State;
 use crate::spec::ProcessLimits;

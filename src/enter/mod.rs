@@ -16,8 +16,10 @@
 //! What it never does: ask a name service, start a login service, hand a terminal of the host to the machine.
 
 mod child;
+mod command;
 mod confinement;
 mod descendants;
+mod error;
 pub mod files;
 pub mod helper;
 mod leaf_cgroup;
@@ -26,93 +28,30 @@ mod pty;
 mod streams;
 mod users;
 
-use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 
+pub use command::{Command, Rights, Stdio, Target};
 pub use confinement::{Place, Sharing, host_process};
+pub use error::EnterError;
 pub use leaf_cgroup::LEAF_PREFIX;
 pub use pty::Pty;
 pub use users::is_user;
 
-use crate::spec::ProcessLimits;
-use crate::sys::process::{self, Ended, FilterInsn};
+use crate::sys::process::{self, Ended};
 use crate::sys::worker::{Child, Worker};
 use crate::sys::{self, Errno, channel, socket};
+use command::Work;
+use error::Report;
 use leaf_cgroup::Leaf;
 use streams::{Pump, Signals, Streams};
 
 /// How long killed processes may take to be gone.
 const GRACE: Duration = Duration::from_secs(2);
-
-/// The machine to enter.
-#[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
-    /// pidfd of its leader.
-    pub leader: BorrowedFd<'a>,
-    /// Its payload control group, a path of the host; without one, commands stay in the caller's.
-    pub cgroup: Option<&'a Path>,
-    /// What the command may do.
-    pub rights: &'a Rights,
-    /// Whether it has a user namespace of its own.
-    pub user_namespace: bool,
-    /// Whether it has a network namespace other than the host's.
-    pub network_namespace: bool,
-    /// Whether it has clocks of its own.
-    pub time_namespace: bool,
-}
-
-/// What a machine's processes may do.
-#[derive(Debug, Clone)]
-pub struct Rights {
-    /// Mask of the capabilities it may have; without a user namespace, at most those of the host.
-    pub capabilities: u64,
-    /// Its system call filter; empty means none.
-    pub filter: Vec<FilterInsn>,
-    /// Whether setuid bits have no effect.
-    pub no_new_privileges: bool,
-    /// Limits beyond the usual ones.
-    pub limits: ProcessLimits,
-}
-
-/// A command to run.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Command {
-    /// Program and arguments; empty means the user's shell.
-    pub argv: Vec<String>,
-    /// What to execute where that is not the first of `argv`.
-    pub program: Option<String>,
-    /// `USER` or `USER:GROUP`, each a name or a number; root if missing.
-    pub user: Option<String>,
-    /// Variables beyond, or instead of, the few every command gets.
-    pub environment: Vec<(String, String)>,
-    /// Working directory; `/` if missing, or the user's home for a login shell.
-    pub directory: Option<String>,
-    /// After that long, everything the command started is killed.
-    pub timeout: Option<Duration>,
-    /// Its standard input, output and error.
-    pub stdio: Stdio,
-    /// Start in the user's home, and a shell as a login shell.
-    pub login_shell: bool,
-}
-
-/// Standard input, output and error of a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Stdio {
-    /// Our own three. One that is a terminal is replaced by a pipe that we copy from or to.
-    #[default]
-    Inherit,
-    /// A new terminal of the machine, connected to ours.
-    Terminal,
-    /// The machine's `/dev/null`.
-    Null,
-}
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,88 +71,6 @@ impl Outcome {
             Self::TimedOut => 124,
         }
     }
-}
-
-/// Why a command could not be run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum EnterError {
-    /// An argument or a variable that no program can be given.
-    Request(String),
-    /// Its control group could not be made or used.
-    Group(sys::Error),
-    /// The machine's namespaces could not be entered, or its rights not taken on.
-    Enter(sys::Error),
-    /// No such user in the machine.
-    User(String),
-    /// The working directory cannot be used.
-    Directory(sys::Error),
-    /// Standard input, output or error could not be set up or copied.
-    Streams(sys::Error),
-    /// A socket of the machine cannot be connected to.
-    Connect(sys::Error),
-    /// The program does not exist in the machine.
-    NotFound(String),
-    /// The program exists and cannot be executed.
-    NotExecutable(sys::Error),
-    /// The entering process ended without a report.
-    Lost,
-    /// The entering process panicked, for this reason.
-    Panicked(String),
-}
-
-impl EnterError {
-    /// The exit status shells use for it: 127 not found, 126 not executable, else 1.
-    pub fn exit_status(&self) -> u8 {
-        match self {
-            Self::NotFound(_) => 127,
-            Self::NotExecutable(_) => 126,
-            _ => 1,
-        }
-    }
-}
-
-impl fmt::Display for EnterError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The machine may have chosen what a call was made on.
-        let shown = |cause: &sys::Error| format!("{}: {}", Shown(&cause.call), cause.errno.desc());
-        match self {
-            Self::Request(why) | Self::User(why) => f.write_str(why),
-            Self::Group(cause) => write!(f, "cannot make a control group for the command: {}", shown(cause)),
-            Self::Enter(cause) => write!(f, "cannot enter the machine: {}", shown(cause)),
-            Self::Directory(cause) => write!(f, "cannot use the working directory: {}", shown(cause)),
-            Self::Connect(cause) => write!(f, "cannot connect to a socket of the machine: {}", shown(cause)),
-            Self::Streams(cause) => write!(f, "cannot connect standard input and output: {}", shown(cause)),
-            Self::NotFound(program) => write!(f, "no program '{}' in the machine", Shown(program)),
-            Self::NotExecutable(cause) => write!(f, "cannot execute the command: {}", shown(cause)),
-            Self::Lost => f.write_str("the process that entered the machine was killed"),
-            Self::Panicked(why) => write!(f, "the process that entered the machine panicked: {}", Shown(why)),
-        }
-    }
-}
-
-impl std::error::Error for EnterError {}
-
-/// Text that came from elsewhere, without anything a terminal would act on.
-struct Shown<'a>(&'a str);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.chars().try_for_each(|c| match c {
-            '\'' | '"' | '\\' => write!(f, "{c}"),
-            c => write!(f, "{}", c.escape_debug()),
-        })
-    }
-}
-
-/// What the children report to the caller, one message each.
-#[derive(Debug, Serialize, Deserialize)]
-enum Report {
-    /// The other ends of the command's streams come along.
-    Connected,
-    /// The command's process exists; its pidfd comes along.
-    Started,
-    /// It will not be run.
-    Failed(EnterError),
 }
 
 /// A command on its way: entering, then running.
@@ -357,23 +214,6 @@ pub fn attend(terminal: OwnedFd, over: BorrowedFd<'_>) -> Result<Option<i32>, En
         if is_readable(over, Duration::ZERO) {
             pump.drain();
             return Ok(None);
-        }
-    }
-}
-
-/// What is to be done in the machine.
-#[derive(Debug)]
-enum Work<'a> {
-    Run(&'a Command),
-    /// Connect to the socket at this path.
-    Connect(&'a str),
-}
-
-impl Work<'_> {
-    fn timeout(&self) -> Option<Duration> {
-        match self {
-            Self::Run(command) => command.timeout,
-            Self::Connect(_) => None,
         }
     }
 }

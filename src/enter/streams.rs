@@ -14,7 +14,7 @@ use rustix::fs::{FileType, Gid, OFlags, Uid};
 use rustix::stdio;
 use rustix::termios::{self, Winsize};
 
-use super::Stdio;
+use super::command::Stdio;
 use super::pty::{Pty, is_device};
 use super::users::User;
 use crate::sys::path::RootFd;

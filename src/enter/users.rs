@@ -4,7 +4,7 @@
 //! skipped, sizes are limited and nothing falls back to root: a user that is not there is an error. No name
 //! service of the host or the machine is asked.
 
-use super::Shown;
+use super::error::Shown;
 use crate::sys;
 use crate::sys::path::RootFd;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, major, makedev, minor};
 
-use super::{CgroupFacts, read};
+use super::cgroup::CgroupFacts;
 use crate::spec::{NumberSet, Resources};
 use crate::sys::{Context as _, read_text};
 
@@ -40,15 +40,15 @@ impl LimitFacts {
             return Self::default();
         }
         let unit = cgroup.filter(|facts| facts.unit.is_some()).map(|facts| facts.path(facts.delegated()));
-        let set = |path: &str| NumberSet::of_kernel(&read(path).unwrap_or_default());
+        let set = |path: &str| NumberSet::of_kernel(&read_text(path).unwrap_or_default());
         let mems = set("/sys/devices/system/node/has_memory");
         let disk = |path: &PathBuf| (path.clone(), disk(path));
         Self {
             controllers: cgroup.map(|facts| controllers(&facts.mount)).unwrap_or_default(),
             unit_controllers: unit.as_deref().map(controllers).unwrap_or_default(),
             unit_tasks: unit.as_deref().and_then(tasks),
-            version1: version1(&read("/proc/self/cgroup").unwrap_or_default()),
-            memory: total_memory(&read("/proc/meminfo").unwrap_or_default()),
+            version1: version1(&read_text("/proc/self/cgroup").unwrap_or_default()),
+            memory: total_memory(&read_text("/proc/meminfo").unwrap_or_default()),
             cpus: set("/sys/devices/system/cpu/online"),
             // A kernel without NUMA has one node and no directory for it.
             mems: if mems.is_empty() { NumberSet::new(vec![(0, 0)]) } else { mems },
@@ -117,7 +117,7 @@ fn device_of(path: &Path) -> Result<u64, String> {
     }
     // btrfs gives files numbers of its own; the table of mounts has the disk.
     let path = std::fs::canonicalize(path).map_err(|e| e.to_string())?;
-    let (kind, source) = mounted_at(&read("/proc/self/mountinfo").unwrap_or_default(), &path).unwrap_or_default();
+    let (kind, source) = mounted_at(&read_text("/proc/self/mountinfo").unwrap_or_default(), &path).unwrap_or_default();
     match look(Path::new(&source)) {
         Ok(stat) if source.starts_with('/') && FileType::from_raw_mode(stat.st_mode).is_block_device() => {
             Ok(makedev(major(stat.st_rdev), minor(stat.st_rdev)))

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, RenameFlags};
 
+use super::entry::check_name;
 use super::lock::{self, ImageLock};
-use super::{HOST, Image, ImageError, ImageKind, Store, check_name};
+use super::{HOST, Image, ImageError, ImageKind, Store};
 use crate::sys::{self, Context as _, Errno, block, btrfs, process};
 use crate::tree::delete;
 use crate::tree::walk::Stopped;

@@ -8,8 +8,9 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 
 use super::change::{BESIDE, file_name, open_dir, rename, set_immutable};
+use super::entry::check_name;
 use super::lock::{self, ImageLock};
-use super::{Image, ImageError, ImageKind, OnProgress, Store, check_name};
+use super::{Image, ImageError, ImageKind, OnProgress, Store};
 use crate::sys::path::RootFd;
 use crate::sys::{self, Context as _, Errno, btrfs, mount, process};
 use crate::tree::copy::{self, Copier};

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
-use super::{Image, ImageError};
+use super::entry::Image;
+use super::error::ImageError;
 use crate::spec::Layout;
 use crate::sys::lock::{Hold, LockFile, find_holder};
 use crate::sys::{self, Context as _, Errno};

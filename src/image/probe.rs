@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, FileType, IFlags, Mode, OFlags, Stat, StatxFlags};
 
-use super::{HOST, Image, ImageKind, check_name};
+use super::entry::{HOST, Image, ImageKind, check_name};
 use crate::sys::block;
 use crate::sys::{self, Context as _, btrfs};
 

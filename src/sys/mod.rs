@@ -79,7 +79,8 @@ impl<T> Context<T> for std::io::Result<T> {
 pub const READ_AT_ONCE: usize = 4096;
 
 /// Reads a small text file.
-pub fn read_text(path: &std::path::Path) -> Result<String> {
+pub fn read_text(path: impl AsRef<std::path::Path>) -> Result<String> {
+    let path = path.as_ref();
     use std::io::Read as _;
     let call = || format!("read('{}')", path.display());
     let file = std::fs::File::open(path).call(call)?;

@@ -17,7 +17,8 @@ use zbus::names::BusName;
 use zbus::wire::{OwnedVariant, Variant};
 use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath};
 
-use super::BusError;
+use super::connection;
+use super::error::BusError;
 
 pub use scope::{STOP_SIGNAL, Scope, ScopeRequest, start_scope};
 pub use units::{Started, UnitState, enable, reload, start, stop};
@@ -29,15 +30,12 @@ pub const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
-/// The error of a unit that is there already.
-pub(super) const EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
-
 /// The limit of tasks for a machine that sets none, the same as systemd-nspawn's.
 pub const TASKS_MAX: u64 = 16_384;
 
 /// Why a call did not work, `call` being its method.
 fn failed(call: &str, error: &zbus::Error) -> BusError {
-    match super::failed(call, error) {
+    match connection::failed(call, error) {
         BusError::NoOwner(_) => BusError::NoOwner(NAME.to_owned()),
         other => other,
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use zbus::OwnedObjectPath;
 
 use super::{Manager, TASKS_MAX, failed};
-use crate::bus::{Bus, BusError, BusWorker, open};
+use crate::bus::connection::open;
+use crate::bus::{Bus, BusError, BusWorker};
 use crate::sys::{self, read_text};
 
 /// The signal with which a scope of ours is asked to stop.

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use zbus::OwnedObjectPath;
 
 use super::{Manager, Signals, failed};
-use crate::bus::{Bus, BusError, BusWorker, FOR_EVER, open};
+use crate::bus::connection::open;
+use crate::bus::{Bus, BusError, BusWorker, FOR_EVER};
 
 /// How long systemd may take to reload: it runs every generator.
 const RELOAD: Duration = Duration::from_secs(90);

@@ -10,7 +10,8 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::{InsideError, Leader, Outcome, become_guest_root, host_root, leave_mounts, shown};
+use super::error::{InsideError, Outcome};
+use super::leader::{Leader, become_guest_root, host_root, leave_mounts, shown};
 use crate::sys::mount::{self, Attributes, Propagation};
 use crate::sys::namespace::{self, Ids, Kind};
 use crate::sys::path::{RootFd, make_node};

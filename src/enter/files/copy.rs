@@ -21,7 +21,8 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::{InsideError, Leader, Outcome, become_guest_root, host_root, leave_mounts, shown};
+use super::error::{InsideError, Outcome};
+use super::leader::{Leader, become_guest_root, host_root, leave_mounts, shown};
 use crate::sys::mount::{self, Attributes};
 use crate::sys::path::RootFd;
 use crate::sys::worker::Worker;

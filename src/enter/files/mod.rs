@@ -6,24 +6,26 @@
 
 mod bind;
 mod copy;
+mod error;
+mod leader;
 
-use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 pub use bind::Bind;
 pub use copy::{Copy, Direction};
+pub use error::InsideError;
 
 use super::helper::{self, Helper};
-use crate::sys::namespace::{self, Kind};
+use crate::sys::Errno;
 use crate::sys::path::RootFd;
-use crate::sys::process::ns;
-use crate::sys::{self, Context as _, Errno, mount, process};
 use crate::tree::metadata;
+use error::Outcome;
+use leader::Leader;
 
 /// The verb, hidden from users, by which this program is run again for [`serve`].
 pub const VERB: &str = "inside";
@@ -52,42 +54,6 @@ pub enum Answer {
     Opened,
 }
 
-/// Why something was not done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InsideError {
-    #[serde(with = "sys::errno_as_number")]
-    errno: Errno,
-    /// One line.
-    text: String,
-}
-
-impl InsideError {
-    fn new(errno: Errno, text: impl Into<String>) -> Self {
-        Self { errno, text: text.into() }
-    }
-
-    /// The errno that tells programs.
-    pub fn errno(&self) -> Errno {
-        self.errno
-    }
-}
-
-impl From<sys::Error> for InsideError {
-    fn from(e: sys::Error) -> Self {
-        Self::new(e.errno, e.to_string())
-    }
-}
-
-impl fmt::Display for InsideError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl std::error::Error for InsideError {}
-
-type Outcome<T> = Result<T, InsideError>;
-
 /// Has `request` done in the machine of `leader`, and waits for it.
 ///
 /// # Errors
@@ -114,75 +80,6 @@ pub fn serve() -> u8 {
         let (answer, fd) = work(&request, &Leader::new(leader)?)?;
         Ok::<_, InsideError>(Some((answer, fd.into_iter().collect())))
     })
-}
-
-/// First process of the machine.
-struct Leader {
-    pid: i32,
-    pidfd: OwnedFd,
-}
-
-impl Leader {
-    fn new(pidfd: OwnedFd) -> Outcome<Self> {
-        // A process that inspects this one while it is in a machine would see our memory.
-        process::set_undumpable()?;
-        let pid = process::pidfd_number(&pidfd)?.as_raw();
-        Ok(Self { pid, pidfd })
-    }
-
-    /// Fails if it has ended, and so what was opened by its number may be another's.
-    fn check(&self) -> Outcome<()> {
-        match process::pidfd_send_signal(&self.pidfd, 0) {
-            Ok(()) => Ok(()),
-            Err(e) if e.errno == Errno::ESRCH => Err(InsideError::new(Errno::ESRCH, "the machine has ended")),
-            Err(e) => Err(e.into()),
-        }
-    }
-
-    /// The machine's root directory as its leader sees it.
-    fn root(&self, flags: OFlags) -> Outcome<OwnedFd> {
-        let path = format!("/proc/{}/root", self.pid);
-        let fd = rustix::fs::open(&path, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        let fd = fd.call(|| format!("open('{path}')"));
-        self.check()?;
-        Ok(fd?)
-    }
-}
-
-impl Leader {
-    /// The machine's user namespace; none if it is our own.
-    fn user_namespace(&self) -> Outcome<Option<OwnedFd>> {
-        let own = namespace::own(Kind::User)?;
-        let theirs = namespace::open(self.pid, Kind::User);
-        self.check()?;
-        let theirs = theirs?;
-        Ok(if namespace::is_same(&own, &theirs)? { None } else { Some(theirs) })
-    }
-}
-
-/// Takes a mount namespace of our own, in which nothing that happens is seen elsewhere.
-fn leave_mounts() -> Outcome<()> {
-    process::unshare(ns::MOUNT)?;
-    Ok(mount::set_propagation(host_root()?, true, mount::Propagation::Private)?)
-}
-
-/// The root directory, in the mount namespace where we are now.
-fn host_root() -> sys::Result<OwnedFd> {
-    rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).call(|| "open('/')".into())
-}
-
-/// Becomes root of the machine and nothing else.
-fn become_guest_root(userns: &OwnedFd) -> sys::Result<()> {
-    nix::unistd::setgroups(&[]).call(|| "setgroups(none)".into())?;
-    process::setns(userns, ns::USER)?;
-    process::become_root()?;
-    // Other ids have made us dumpable again where fs.suid_dumpable is set so.
-    process::set_undumpable()
-}
-
-/// Text that came from elsewhere, without anything a terminal would act on.
-fn shown(path: &str) -> String {
-    format!("'{}'", path.escape_debug())
 }
 
 fn work(request: &Request, leader: &Leader) -> Outcome<(Answer, Option<OwnedFd>)> {

@@ -13,6 +13,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
+pub use program::Insn;
 use program::{Branch, Verdict};
 use tables::{Arch, Grant, KNOWN, NATIVE, NUMBERS, SETS, Set, UNIONS};
 
@@ -49,26 +50,6 @@ pub struct UnknownSyscall {
     pub name: String,
     /// The known name most like it, if any is alike enough to be meant.
     pub nearest: Option<&'static str>,
-}
-
-/// One classic BPF instruction, laid out as `struct sock_filter`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Insn {
-    /// Operation.
-    pub code: u16,
-    /// Instructions to skip if a comparison holds.
-    pub jt: u8,
-    /// Instructions to skip if it does not.
-    pub jf: u8,
-    /// Operand.
-    pub k: u32,
-}
-
-impl From<Insn> for libc::sock_filter {
-    fn from(Insn { code, jt, jf, k }: Insn) -> Self {
-        Self { code, jt, jf, k }
-    }
 }
 
 /// What the filter does on this architecture, for people to read.

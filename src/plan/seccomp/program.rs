@@ -6,7 +6,25 @@
 //! it always allows. It can only do so while nothing but number and architecture are looked at, so the one
 //! check of arguments, that of `socket`, stays on the path of that call.
 
-use super::Insn;
+/// One classic BPF instruction, laid out as `struct sock_filter`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Insn {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip if a comparison holds.
+    pub jt: u8,
+    /// Instructions to skip if it does not.
+    pub jf: u8,
+    /// Operand.
+    pub k: u32,
+}
+
+impl From<Insn> for libc::sock_filter {
+    fn from(Insn { code, jt, jf, k }: Insn) -> Self {
+        Self { code, jt, jf, k }
+    }
+}
 
 /// What the filter answers to one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
