@@ -15,6 +15,7 @@ use zbus::wire::{Fd, OwnedVariant, Variant};
 use zbus::{Connection, DBusError as _, MatchRule, MessageStream};
 
 use super::{Bus, BusWorker, FOR_EVER};
+use crate::report::{Event, Kind, OpError, Request};
 
 const NAME: &str = "org.machinist1";
 const PATH: &str = "/org/machinist1";
@@ -28,12 +29,14 @@ const REACHED: Duration = Duration::from_secs(2);
 pub enum Refused {
     /// There is no bus, or no daemon on it.
     Absent,
-    /// The caller may not.
-    Denied(String),
-    /// The arguments or the definition are wrong.
-    Invalid(String),
-    /// It did not work.
-    Failed(String),
+    /// It may not be done, or did not work.
+    Failed(OpError),
+}
+
+impl Refused {
+    fn failed(error: impl ToString) -> Self {
+        Self::Failed(OpError::new(error.to_string()))
+    }
 }
 
 /// How a command in a machine is to be run.
@@ -66,7 +69,7 @@ impl<'a> Daemon<'a> {
     }
 
     /// The objects of `machinist list --json`.
-    pub fn list(&self, all: bool) -> Result<Vec<Value>, Refused> {
+    pub fn list(&self, all: bool) -> Result<Value, Refused> {
         let rows: Vec<BTreeMap<String, OwnedVariant>> = self.ask("ListMachines", &all)?;
         Ok(rows.into_iter().map(object).collect())
     }
@@ -77,43 +80,31 @@ impl<'a> Daemon<'a> {
     }
 
     /// What these machines use, or all that run if none is named.
-    pub fn statistics(&self, names: &[String]) -> Result<Vec<Value>, Refused> {
+    pub fn statistics(&self, names: &[String]) -> Result<Value, Refused> {
         let rows: Vec<BTreeMap<String, OwnedVariant>> = self.ask("GetStatistics", &names)?;
         Ok(rows.into_iter().map(object).collect())
     }
 
-    /// Starts a machine and comes back when it is ready.
-    pub fn start(&self, name: &str) -> Result<(), Refused> {
-        self.ask("Start", &name)
+    /// Does something and gives what was told of it.
+    pub fn perform(&self, request: &Request) -> Result<Vec<Event>, Refused> {
+        events(&self.ask::<_, String>("Perform", &text(request)?)?)
     }
 
-    /// The same without what it needs, which is there; holds what `meanwhile` gives until the answer comes.
+    /// The same; calls `meanwhile` once it is under way.
     ///
     /// A child of ours asks: without a daemon the caller goes on to clone itself, and must have one thread then, whatever
     /// has become of the connection.
-    pub fn start_alone<G>(&self, name: &str, meanwhile: impl FnOnce() -> G) -> Result<(), Refused> {
+    pub fn perform_aside(&self, request: &Request, meanwhile: impl FnOnce()) -> Result<Vec<Event>, Refused> {
+        let text = text(request)?;
         let stream = self.bus.connect().map_err(|_| Refused::Absent)?;
         let worker = BusWorker::start(stream, |stream, parent| {
-            let answer = self.talk_on(stream, async |bus| question::<_, ()>(bus, "StartAlone", &name).await);
+            let answer = self.talk_on(stream, async |bus| question::<_, String>(bus, "Perform", &text).await);
             parent.answer(&Ok(answer));
         });
-        let _held = meanwhile();
-        worker.and_then(|worker| worker.answer(FOR_EVER)).map_err(|e| Refused::Failed(e.to_string()))?
-    }
-
-    /// Stops a machine; gives a remark, as that it had to be killed, or nothing.
-    pub fn stop(&self, name: &str, timeout: Option<Duration>) -> Result<String, Refused> {
-        self.ask("Stop", &(name, microseconds(timeout)))
-    }
-
-    /// Restarts a machine; as for [`Daemon::stop`].
-    pub fn restart(&self, name: &str) -> Result<String, Refused> {
-        self.ask("Restart", &name)
-    }
-
-    /// Changes limits, with `save` for later starts, too; gives what was done, a line each.
-    pub fn set_limits(&self, name: &str, settings: &[String], save: bool) -> Result<String, Refused> {
-        self.ask("SetLimits", &(name, settings, save))
+        meanwhile();
+        let answer: Result<String, Refused> =
+            worker.and_then(|worker| worker.answer(FOR_EVER)).map_err(Refused::failed)?;
+        events(&answer?)
     }
 
     /// Runs a command on these files (standard input, output and error) and gives its exit status.
@@ -166,7 +157,7 @@ impl<'a> Daemon<'a> {
         let stream = UnixStream::from(stream);
         zbus::block_on(async {
             // A request may take long; finding out whether the daemon is there must not.
-            let runtime = zruntime::SharedRuntime::current().map_err(|e| Refused::Failed(e.to_string()))?;
+            let runtime = zruntime::SharedRuntime::current().map_err(|e| Refused::failed(e))?;
             let reached = runtime.timeout(REACHED, self.reach(stream)).await;
             let Ok(Ok((connection, there))) = reached else { return Err(Refused::Absent) };
             let result = if there { words(&connection).await } else { Err(Refused::Absent) };
@@ -204,19 +195,28 @@ fn microseconds(time: Option<Duration>) -> u64 {
     time.map_or(u64::MAX, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
 }
 
+fn text(request: &Request) -> Result<String, Refused> {
+    serde_json::to_string(request).map_err(Refused::failed)
+}
+
+fn events(text: &str) -> Result<Vec<Event>, Refused> {
+    serde_json::from_str(text).map_err(|e| Refused::failed(format!("the daemon answered nonsense: {e}")))
+}
+
 fn refused(error: zbus::Error) -> Refused {
     let (name, text) = match &error {
         zbus::Error::MethodError(name, text, _) => (name.to_string(), text.clone().unwrap_or_default()),
         zbus::Error::FDO(e) => (e.name().to_string(), e.description().unwrap_or_default().to_owned()),
-        other => return Refused::Failed(other.to_string()),
+        other => return Refused::failed(other),
     };
-    match name.strip_prefix("org.freedesktop.DBus.Error.").unwrap_or_default() {
+    let kind = match name.strip_prefix("org.freedesktop.DBus.Error.").unwrap_or_default() {
         // A daemon from before that method is as good as none.
-        "ServiceUnknown" | "NameHasNoOwner" | "UnknownMethod" => Refused::Absent,
-        "AccessDenied" | "InteractiveAuthorizationRequired" => Refused::Denied(text),
-        "InvalidArgs" => Refused::Invalid(text),
-        _ => Refused::Failed(text),
-    }
+        "ServiceUnknown" | "NameHasNoOwner" | "UnknownMethod" => return Refused::Absent,
+        "AccessDenied" | "InteractiveAuthorizationRequired" => Kind::NotPermitted,
+        "InvalidArgs" => Kind::BadConfig,
+        _ => Kind::Failed,
+    };
+    Refused::Failed(OpError::of(kind, text))
 }
 
 fn object(entries: BTreeMap<String, OwnedVariant>) -> Value {

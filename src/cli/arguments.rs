@@ -6,9 +6,15 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{bind, copy, daemon, enable, exec, image, kill, list, run, set, start, stats, status, stop, top};
 
+/// What `--json` means for every verb.
+const AFTER_HELP: &str = "\
+With --json standard output has the result and nothing else: one object or array, of what became of each machine where a \
+verb does something. Standard error has an object a line, {\"warning\": TEXT} or {\"error\": {\"kind\", \"message\", \
+\"causes\", \"hints\"}}; definitions with problems have these as they are laid out for people in \"rendered\".";
+
 /// Boots whole Linux distributions as lightweight machines.
 #[derive(Debug, Parser)]
-#[command(name = "machinist", version, about, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "machinist", version, about, disable_help_subcommand = true, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Arguments {
     /// Directory below which configuration, state and run files are (for tests)
     #[arg(
@@ -24,6 +30,14 @@ pub struct Arguments {
     /// No progress, no notes; only what was asked for and errors
     #[arg(long, short, global = true)]
     pub(super) quiet: bool,
+
+    /// Results as JSON; warnings and errors too, on standard error
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+
+    /// Report to the process that runs us, by lines on standard output
+    #[arg(long, hide = true)]
+    pub(super) report: bool,
 
     #[command(subcommand)]
     pub(super) verb: Verb,
@@ -130,18 +144,12 @@ pub(super) enum Verb {
         /// Show which file set each key
         #[arg(long)]
         origin: bool,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
     },
     /// Show what would be done to start a machine, without doing it
     Plan {
         /// Machine or file
         #[arg(value_name = "NAME|FILE")]
         name: String,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
     },
     /// Look at the images that machines start from, and change them
     Image {
@@ -153,11 +161,7 @@ pub(super) enum Verb {
     /// Print the JSON schema of the machine file
     Schema,
     /// Tell what happens to machines, as it happens
-    Events {
-        /// As JSON, one object a line
-        #[arg(long)]
-        json: bool,
-    },
+    Events,
     /// Serve machines on the bus, to machinectl and others
     Daemon(daemon::DaemonArguments),
     /// Tell systemd what definitions say (`systemd.generator(7)`)

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::copy::{ask, in_machine, on_host};
-use super::output::Failure;
 use crate::enter::files::{Bind, Request};
-use crate::spec::Layout;
+use crate::ops::Ops;
+use crate::report::OpError;
 
 #[derive(Debug, Args)]
 pub(crate) struct BindArguments {
@@ -27,9 +27,9 @@ pub(crate) struct BindArguments {
 }
 
 /// `machinist bind`
-pub(super) fn bind(layout: &Layout, args: BindArguments) -> Result<u8, Failure> {
+pub(super) fn bind(ops: &Ops, args: BindArguments) -> Result<u8, OpError> {
     let source = on_host(&args.source)?;
     let target = in_machine(args.target, &source)?;
     let request = Request::Bind(Bind { source, target, read_only: args.read_only, make: args.mkdir });
-    ask(layout, &args.name, &request, "cannot bind in")
+    ask(ops, &args.name, &request, "cannot bind in")
 }

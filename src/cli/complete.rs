@@ -12,8 +12,9 @@ use clap_complete::engine::{ArgValueCompleter, PathCompleter, ValueCompleter as 
 use clap_complete::env::{Bash, CompleteEnv, EnvCompleter, Fish, Shells, Zsh};
 
 use super::arguments::{Arguments, Shell};
-use super::output::{Failure, status, written};
+use super::output::{status, written};
 use crate::config;
+use crate::report::OpError;
 use crate::running::state;
 use crate::spec::Layout;
 
@@ -36,7 +37,7 @@ pub(super) fn answer() -> Option<u8> {
 }
 
 /// `machinist completion`
-pub(super) fn script(shell: Shell) -> Result<u8, Failure> {
+pub(super) fn script(shell: Shell) -> Result<u8, OpError> {
     let shell: &dyn EnvCompleter = match shell {
         Shell::Bash => &Bash,
         Shell::Fish => &Fish,
@@ -46,7 +47,7 @@ pub(super) fn script(shell: Shell) -> Result<u8, Failure> {
     // By name, not by our place: the package may move, and the script stays true.
     shell
         .write_registration(VARIABLE, "machinist", "machinist", "machinist", &mut text)
-        .map_err(|e| Failure::new(format!("cannot write the script: {e}")))?;
+        .map_err(|e| OpError::new(format!("cannot write the script: {e}")))?;
     written(|out| out.write_all(&text))
 }
 

@@ -83,7 +83,7 @@ pub fn check(
     let groups: Vec<&[String]> = if names_or_files.is_empty() { vec![&names] } else { names.chunks(1).collect() };
     for group in groups {
         let (family, asked) = Family::gather(layout, group);
-        let graph = super::start::graph(&family);
+        let graph = crate::ops::graph(&family);
         for (name, asked) in group.iter().zip(asked) {
             let machine =
                 asked.and_then(|name| graph.circle(&name).map_or(Ok(name), |circle| Err(family.circle(&circle))));

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::output::Failure;
 use crate::daemon::{self, Machine1, Options};
+use crate::ops;
+use crate::report::OpError;
 use crate::spec::Layout;
-use crate::sys::exe_seal;
 
 /// Whether to serve `org.freedesktop.machine1`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -38,7 +38,7 @@ pub(crate) struct DaemonArguments {
 }
 
 /// Serves until it is ended.
-pub(crate) fn run(layout: &Layout, arguments: DaemonArguments) -> Result<u8, Failure> {
+pub(crate) fn run(layout: &Layout, arguments: DaemonArguments) -> Result<u8, OpError> {
     let machine1 = match arguments.machine1 {
         Whether::Auto => Machine1::Auto,
         Whether::Yes => Machine1::Yes,
@@ -47,26 +47,26 @@ pub(crate) fn run(layout: &Layout, arguments: DaemonArguments) -> Result<u8, Fai
     let idle = arguments.idle_timeout.filter(|t| *t != Duration::MAX);
     let read_group = arguments.read_group.as_deref().map(group).transpose()?;
     let options = Options { read_group, layout: layout.clone(), bus: arguments.bus, machine1, idle, say };
-    daemon::run(&options).map(|()| 0).map_err(|e| Failure::new(e.to_string()))
+    daemon::run(&options).map(|()| 0).map_err(|e| OpError::new(e.to_string()))
 }
 
 /// The number of a group of the host, by name or number.
-fn group(text: &str) -> Result<u32, Failure> {
+fn group(text: &str) -> Result<u32, OpError> {
     if let Ok(number) = text.parse() {
         return Ok(number);
     }
     match nix::unistd::Group::from_name(text) {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
-        _ => Err(Failure::usage(format!("there is no group '{text}'"))),
+        _ => Err(OpError::usage(format!("there is no group '{text}'"))),
     }
 }
 
 /// Is a helper of a daemon: what may wait for a machine.
-pub(crate) fn help(layout: &Layout, sealed: bool) -> Result<u8, Failure> {
+pub(crate) fn help(layout: &Layout, sealed: bool) -> Result<u8, OpError> {
     if sealed {
-        exe_seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
+        ops::seal()?;
     }
-    daemon::help(layout).map_err(|e| Failure::new(e.to_string()))
+    daemon::help(layout).map_err(|e| OpError::new(e.to_string()))
 }
 
 /// One line on standard error, with the priority that the journal reads where nobody watches.

@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::machine::{machine_name, running};
-use super::output::Failure;
-use super::remote;
+use super::output::status;
 use super::words::{key_values, parse_time};
+use crate::bus::machinist1::Exec;
 use crate::cgroup;
 use crate::enter::{self, Command, EnterError, Outcome, Stdio, Target};
+use crate::ops::{self, Ops, machine_name};
+use crate::report::OpError;
 use crate::running::state::Phase;
-use crate::spec::Layout;
-use crate::sys::exe_seal;
 
 #[derive(Debug, Args)]
 pub(crate) struct ExecArguments {
@@ -41,50 +40,56 @@ pub(crate) struct ExecArguments {
 }
 
 /// Enters a running machine.
-fn enter<T>(
-    layout: &Layout,
-    name: &str,
-    work: impl FnOnce(&Target<'_>) -> Result<T, EnterError>,
-) -> Result<T, Failure> {
-    let (name, state) = running(layout, name)?;
+fn enter<T>(ops: &Ops, name: &str, work: impl FnOnce(&Target<'_>) -> Result<T, EnterError>) -> Result<T, OpError> {
+    let (name, state) = ops.running(name)?;
     if cgroup::is_frozen(&state.cgroup) {
         // What we put there would be frozen, too, and we would wait for it.
         return Err(
-            Failure::new(format!("machine '{name}' is frozen")).hint(format!("`machinist thaw {name}` lets it go on"))
+            OpError::new(format!("machine '{name}' is frozen")).hint(format!("`machinist thaw {name}` lets it go on"))
         );
     }
     if state.phase == Phase::Restarting {
-        return Err(Failure::new(format!("machine '{name}' has ended and is about to be started again")));
+        return Err(OpError::new(format!("machine '{name}' has ended and is about to be started again")));
     }
     if state.ids.is_none() {
-        exe_seal::seal_own_program().map_err(|e| Failure::new(e.to_string()))?;
+        ops::seal()?;
     }
-    let leader = state.open_leader().map_err(|e| Failure::call(format!("cannot enter machine '{name}'"), &e))?;
+    let leader = state.open_leader().map_err(|e| OpError::call(format!("cannot enter machine '{name}'"), &e))?;
     let (rights, group) = (state.rights(), state.payload_group());
     let target = state.target(leader.as_fd(), &group, &rights);
-    work(&target).map_err(|e| Failure::enter(&e))
+    work(&target).map_err(|e| ops::enter(&e))
 }
 
 /// `machinist exec`
-pub(super) fn exec(layout: &Layout, args: ExecArguments) -> Result<u8, Failure> {
+pub(super) fn exec(ops: &Ops, args: ExecArguments) -> Result<u8, OpError> {
     let ExecArguments { name, user, env, directory, timeout, tty, command: argv } = args;
     let stdio = if tty { Stdio::Terminal } else { Stdio::Inherit };
     let environment = key_values(&env)?;
     let command = Command { argv, user, environment, directory, timeout, stdio, ..Command::default() };
-    if !tty && let Some(status) = remote::exec(layout, machine_name(&name)?.as_str(), &command) {
-        return status;
+    let name = machine_name(&name)?;
+    let (input, output, error) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let files = (!tty).then(|| [input.as_fd(), output.as_fd(), error.as_fd()]);
+    let exec = Exec {
+        user: command.user.as_deref().unwrap_or_default(),
+        command: &command.argv,
+        environment: env,
+        directory: command.directory.as_deref().unwrap_or_default(),
+        timeout,
+    };
+    if let Some(status) = ops.exec_via_daemon(name.as_str(), &exec, files)? {
+        return Ok(u8::try_from(status).unwrap_or(status::FAILED));
     }
-    enter(layout, &name, |target| enter::run(target, &command).map(Outcome::exit_status))
+    enter(ops, name.as_str(), |target| enter::run(target, &command).map(Outcome::exit_status))
 }
 
 /// `machinist shell`: with a terminal if we have one; without one it reads its commands from standard input, as with
 /// `ssh`.
-pub(super) fn shell(layout: &Layout, target: &str, env: &[String], argv: Vec<String>) -> Result<u8, Failure> {
+pub(super) fn shell(ops: &Ops, target: &str, env: &[String], argv: Vec<String>) -> Result<u8, OpError> {
     let (user, name) = split_user(target);
     let stdio = if std::io::stdin().is_terminal() { Stdio::Terminal } else { Stdio::Inherit };
     let (user, environment) = (user.map(str::to_owned), key_values(env)?);
     let command = Command { argv, user, environment, stdio, login_shell: true, ..Command::default() };
-    enter(layout, name, |target| enter::run(target, &command).map(Outcome::exit_status))
+    enter(ops, name, |target| enter::run(target, &command).map(Outcome::exit_status))
 }
 
 /// Splits `USER@NAME`; without `@` there is no user.

@@ -6,22 +6,24 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use super::carried::{drop_in, drop_in_file, installed};
-use super::output::{Failure, status};
+use super::output::status;
 use crate::config::{self, Family};
+use crate::ops::graph;
+use crate::ops::systemd::{drop_in, drop_in_file, installed};
 use crate::plan::unit;
+use crate::report::OpError;
 use crate::spec::{Layout, MachineName};
 
 /// Writes what all definitions have to say below `directory`.
-pub(super) fn generate(layout: &Layout, directory: &Path) -> Result<u8, Failure> {
+pub(super) fn generate(layout: &Layout, directory: &Path) -> Result<u8, OpError> {
     let names: Vec<String> = config::list(layout).into_iter().map(|(name, _)| name.to_string()).collect();
     let (family, read) = Family::gather(layout, &names);
-    let graph = super::start::graph(&family);
+    let graph = graph(&family);
     for (name, machine) in names.iter().zip(read) {
         let machine = match machine {
             Ok(machine) => machine,
             Err(error) => {
-                tell(&format!("{}, ignoring machine '{name}'", Failure::config(&error).line()));
+                tell(&format!("{}, ignoring machine '{name}'", OpError::from(error).line()));
                 continue;
             }
         };
@@ -31,7 +33,7 @@ pub(super) fn generate(layout: &Layout, directory: &Path) -> Result<u8, Failure>
         }
         // What cannot be started is told to systemd all the same, so that it does not start it, either.
         let wrong = match member.loaded() {
-            Err(error) => Some(Failure::config(error)),
+            Err(error) => Some(OpError::from(error)),
             Ok(_) => graph.circle(&machine).map(|circle| family.circle(&circle).into()),
         };
         match wrong {
@@ -69,13 +71,13 @@ fn report(name: &str, result: std::io::Result<()>) {
     }
 }
 
-/// Says something where nobody listens yet but the kernel, whose log the journal takes over.
+/// Says something where nothing listens yet but the kernel, whose log the journal takes over.
 fn tell(text: &str) {
     let line = format!("machinist-generator: {text}\n");
     // systemd says of itself that it is the caller; only its own instance may write to the kernel's log.
     let system = std::env::var_os("SYSTEMD_SCOPE").is_some_and(|scope| scope == "system");
     let kmsg = if system { std::fs::OpenOptions::new().write(true).open("/dev/kmsg").ok() } else { None };
-    // Whoever cannot be told need not know.
+    // Without it the boot goes on all the same.
     let _ = match kmsg {
         Some(mut kmsg) => kmsg.write_all(format!("<4>{line}").as_bytes()),
         None => std::io::stderr().write_all(line.as_bytes()),

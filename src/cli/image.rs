@@ -1,6 +1,5 @@
 //! `image` and its verbs, also by machinectl's flat names.
 
-use std::io::IsTerminal as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,9 +9,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::output::{self, Failure, age, clean, say, size, status, table, warn, written};
+use super::output::{self, Printer, age, clean, note, size, status, table, written};
 use crate::config;
 use crate::image::{CleanMode, CloneMethod, Image, ImageError, ImageKind, Progress, Store};
+use crate::ops::{self, Ops};
+use crate::report::{Events as _, OpError};
 use crate::spec::{Layer, Layout, MachineSpec, RootSource};
 use crate::sys::{Errno, process};
 
@@ -95,9 +96,6 @@ pub(crate) struct ListArguments {
     /// Also hidden images
     #[arg(long, short)]
     all: bool,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -105,9 +103,6 @@ pub(crate) struct StatusArguments {
     /// Images; the store if there are none
     #[arg(value_name = "IMAGE")]
     names: Vec<String>,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -175,9 +170,6 @@ pub(crate) struct CleanArguments {
     /// All images, not only hidden ones
     #[arg(long, short)]
     all: bool,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
 }
 
 fn parse_bool(text: &str) -> Result<bool, String> {
@@ -189,25 +181,26 @@ fn parse_bool(text: &str) -> Result<bool, String> {
 }
 
 /// Does what a verb says and gives the exit status.
-pub(super) fn run(layout: &Layout, verb: ImageVerb, quiet: bool) -> Result<u8, Failure> {
+pub(super) fn run(ops: &Ops, verb: ImageVerb, printer: &Printer) -> Result<u8, OpError> {
+    let layout = ops.layout();
     let store = Store::new(layout);
     let done = |(): ()| status::OK;
     match verb {
-        ImageVerb::List(args) => list(&store, &args),
-        ImageVerb::Status(args) => show_status(layout, &store, &args),
+        ImageVerb::List(args) => list(&store, &args, printer),
+        ImageVerb::Status(args) => show_status(layout, &store, &args, printer),
         ImageVerb::Show(args) => show(&store, &args),
-        ImageVerb::Clone(args) => clone(&store, &args, quiet).map(done),
-        ImageVerb::Rename(args) => rename(layout, &store, &args, quiet).map(done),
-        ImageVerb::Remove(args) => super::machine::each(&args.names, |name| remove(layout, &store, name, quiet)),
+        ImageVerb::Clone(args) => clone(&store, &args, printer).map(done),
+        ImageVerb::Rename(args) => rename(layout, &store, &args, printer).map(done),
+        ImageVerb::Remove(args) => ops.each(&args.names, |name| remove(layout, &store, name, printer)).map(done),
         ImageVerb::ReadOnly(args) => store.set_read_only(&args.name, args.read_only).map(done).map_err(failure),
         ImageVerb::Limit(args) => limit(&store, &args).map(done),
-        ImageVerb::Clean(args) => clean_up(&store, &args, quiet),
+        ImageVerb::Clean(args) => clean_up(&store, &args, printer),
     }
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn failure(error: ImageError) -> Failure {
-    Failure::image(&error)
+fn failure(error: ImageError) -> OpError {
+    ops::image(&error)
 }
 
 /// Time since then, for reading.
@@ -224,15 +217,15 @@ fn bytes(bytes: Option<u64>) -> String {
     bytes.map_or_else(dash, size)
 }
 
-fn list(store: &Store, args: &ListArguments) -> Result<u8, Failure> {
+fn list(store: &Store, args: &ListArguments, printer: &Printer) -> Result<u8, OpError> {
     let images = store.list().map_err(failure)?;
     let images: Vec<Image> = images.into_iter().filter(|image| args.all || !image.is_hidden()).collect();
-    if args.json {
+    if printer.json() {
         let list: Vec<Value> = images.iter().map(summary).collect();
         return written(|out| writeln!(out, "{:#}", Value::from(list)));
     }
     if images.is_empty() {
-        say(false, &format!("No images in '{}'.", store.path().display()));
+        note(&format!("No images in '{}'.", store.path().display()));
         return Ok(status::OK);
     }
     let row = |image: &Image| {
@@ -269,7 +262,7 @@ struct Inside {
     in_use: Option<String>,
 }
 
-fn look_inside(store: &Store, image: &Image) -> Result<Inside, Failure> {
+fn look_inside(store: &Store, image: &Image) -> Result<Inside, OpError> {
     if matches!(image.kind, ImageKind::Raw | ImageKind::Block) {
         return Ok(Inside::default());
     }
@@ -296,11 +289,11 @@ fn look_inside(store: &Store, image: &Image) -> Result<Inside, Failure> {
     }
 }
 
-fn show_status(layout: &Layout, store: &Store, args: &StatusArguments) -> Result<u8, Failure> {
+fn show_status(layout: &Layout, store: &Store, args: &StatusArguments, printer: &Printer) -> Result<u8, OpError> {
     if args.names.is_empty() {
         let pool = store.pool();
         return written(|out| {
-            if args.json {
+            if printer.json() {
                 writeln!(out, "{:#}", json!({ "path": pool.path, "usage": pool.usage, "limit": pool.limit }))
             } else {
                 let (usage, limit) = (bytes(pool.usage), bytes(pool.limit));
@@ -315,7 +308,7 @@ fn show_status(layout: &Layout, store: &Store, args: &StatusArguments) -> Result
         let image = store.get(name).map_err(failure)?;
         let inside = look_inside(store, &image)?;
         let definitions = definitions_with(layout, &image.name, &image.path);
-        if args.json {
+        if printer.json() {
             let mut value = summary(&image);
             if let Some(object) = value.as_object_mut() {
                 object.insert("os".into(), inside.os.into());
@@ -329,7 +322,7 @@ fn show_status(layout: &Layout, store: &Store, args: &StatusArguments) -> Result
             text.push_str(&describe(&image, &inside, &definitions));
         }
     }
-    written(|out| if args.json { writeln!(out, "{:#}", Value::from(all)) } else { out.write_all(text.as_bytes()) })
+    written(|out| if printer.json() { writeln!(out, "{:#}", Value::from(all)) } else { out.write_all(text.as_bytes()) })
 }
 
 fn describe(image: &Image, inside: &Inside, definitions: &[PathBuf]) -> String {
@@ -361,7 +354,7 @@ fn describe(image: &Image, inside: &Inside, definitions: &[PathBuf]) -> String {
 }
 
 /// machinectl's form: one `Property=value` a line, an empty line between two images.
-fn show(store: &Store, args: &ShowArguments) -> Result<u8, Failure> {
+fn show(store: &Store, args: &ShowArguments) -> Result<u8, OpError> {
     let number = |value: Option<u64>, none: u64| value.unwrap_or(none).to_string();
     let yes_no = |value: bool| if value { "yes" } else { "no" }.to_owned();
     let mut blocks: Vec<Vec<(&str, String)>> = Vec::new();
@@ -406,8 +399,8 @@ fn show(store: &Store, args: &ShowArguments) -> Result<u8, Failure> {
 struct Bar(Option<ProgressBar>);
 
 impl Bar {
-    fn new(quiet: bool, text: String) -> Self {
-        if quiet || !std::io::stderr().is_terminal() {
+    fn new(printer: &Printer, text: String) -> Self {
+        if !printer.draws() {
             return Self(None);
         }
         let style = ProgressStyle::with_template("{msg} {wide_bar} {percent:>3}% {eta}");
@@ -431,57 +424,57 @@ impl Bar {
     }
 }
 
-fn clone(store: &Store, args: &CloneArguments, quiet: bool) -> Result<(), Failure> {
+fn clone(store: &Store, args: &CloneArguments, printer: &Printer) -> Result<(), OpError> {
     let (from, to) = (clean(&args.from), clean(&args.to));
     let doing = format!("cannot clone image '{from}' as '{to}'");
     // What would end us leaves half a clone, so it is asked for and obeyed in order.
     let signals = process::signal_fd(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    let signals = signals.map_err(|e| Failure::call(doing.clone(), &e))?;
-    let bar = Bar::new(quiet, format!("cloning '{from}'"));
+    let signals = signals.map_err(|e| OpError::call(doing.clone(), &e))?;
+    let bar = Bar::new(printer, format!("cloning '{from}'"));
     let cloned = store.clone(&args.from, &args.to, args.read_only, &mut |progress| {
         bar.set(progress);
         if matches!(signals.read_signal(), Ok(None)) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     bar.clear();
     let cloned = cloned.map_err(|error| match error {
-        ImageError::Cancelled => Failure::new(format!("{doing}: interrupted; nothing is left of it")),
-        error => Failure::image(&error),
+        ImageError::Cancelled => OpError::new(format!("{doing}: interrupted; nothing is left of it")),
+        error => ops::image(&error),
     })?;
     if cloned.was_in_use && cloned.method != CloneMethod::Snapshot {
-        warn(&format!("image '{from}' is in use: its files were copied at different moments"));
+        printer.warn(&format!("image '{from}' is in use: its files were copied at different moments"));
     }
     let how = match cloned.method {
         CloneMethod::Snapshot => "as a snapshot",
         CloneMethod::Reflink => "file by file, sharing contents (reflink)",
         CloneMethod::Copy => "by copying",
     };
-    say(quiet, &format!("Cloned image '{from}' as '{to}' {how}."));
+    printer.say(&format!("Cloned image '{from}' as '{to}' {how}."));
     Ok(())
 }
 
-fn rename(layout: &Layout, store: &Store, args: &RenameArguments, quiet: bool) -> Result<(), Failure> {
+fn rename(layout: &Layout, store: &Store, args: &RenameArguments, printer: &Printer) -> Result<(), OpError> {
     let image = store.get(&args.from).map_err(failure)?;
     store.rename(&args.from, &args.to).map_err(failure)?;
-    say(quiet, &format!("Renamed image '{}' to '{}'.", clean(&args.from), clean(&args.to)));
-    warn_of_definitions(layout, &image);
+    printer.say(&format!("Renamed image '{}' to '{}'.", clean(&args.from), clean(&args.to)));
+    warn_of_definitions(layout, &image, printer);
     Ok(())
 }
 
-fn remove(layout: &Layout, store: &Store, name: &str, quiet: bool) -> Result<(), Failure> {
+fn remove(layout: &Layout, store: &Store, name: &str, printer: &Printer) -> Result<(), OpError> {
     let image = store.get(name).map_err(failure)?;
     store.remove(name).map_err(failure)?;
-    say(quiet, &format!("Removed image '{}'.", clean(name)));
-    warn_of_definitions(layout, &image);
+    printer.say(&format!("Removed image '{}'.", clean(name)));
+    warn_of_definitions(layout, &image, printer);
     for settings in store.settings(name) {
-        say(quiet, &format!("Kept '{}'.", settings.display()));
+        printer.say(&format!("Kept '{}'.", settings.display()));
     }
     Ok(())
 }
 
 /// Says which definitions name an image that is not there any more; they are their writers' to change.
-fn warn_of_definitions(layout: &Layout, image: &Image) {
+fn warn_of_definitions(layout: &Layout, image: &Image, printer: &Printer) {
     for definition in definitions_with(layout, &image.name, &image.path) {
-        warn(&format!("'{}' still names image '{}'", definition.display(), image.name));
+        printer.warn(&format!("'{}' still names image '{}'", definition.display(), image.name));
     }
 }
 
@@ -503,10 +496,10 @@ fn definitions_with(layout: &Layout, name: &str, path: &Path) -> Vec<PathBuf> {
     loaded.filter(|loaded| uses(&loaded.spec)).map(|loaded| loaded.definition).collect()
 }
 
-fn limit(store: &Store, args: &LimitArguments) -> Result<(), Failure> {
+fn limit(store: &Store, args: &LimitArguments) -> Result<(), OpError> {
     let parse = |text: &str| match text {
         "-" | "none" | "infinity" => Ok(None),
-        text => config::parse_size(text).map(Some).map_err(Failure::usage),
+        text => config::parse_size(text).map(Some).map_err(OpError::usage),
     };
     match &args.limit {
         Some(limit) => store.set_limit(&args.name, parse(limit)?).map_err(failure),
@@ -514,19 +507,19 @@ fn limit(store: &Store, args: &LimitArguments) -> Result<(), Failure> {
     }
 }
 
-fn clean_up(store: &Store, args: &CleanArguments, quiet: bool) -> Result<u8, Failure> {
+fn clean_up(store: &Store, args: &CleanArguments, printer: &Printer) -> Result<u8, OpError> {
     let mode = if args.all { CleanMode::All } else { CleanMode::Hidden };
     let removed = store.clean(mode).map_err(failure)?;
-    if args.json {
+    if printer.json() {
         let list = removed.iter().map(|(name, usage)| json!({ "name": name, "usage-exclusive": usage }));
         return written(|out| writeln!(out, "{:#}", Value::from(list.collect::<Vec<_>>())));
     }
     for (name, usage) in &removed {
         let freed = usage.map_or_else(String::new, |bytes| format!(", {} freed", size(bytes)));
-        say(quiet, &format!("Removed image '{}'{freed}.", clean(name)));
+        printer.say(&format!("Removed image '{}'{freed}.", clean(name)));
     }
     if removed.is_empty() {
-        say(quiet, "Nothing to remove.");
+        printer.say("Nothing to remove.");
     }
     Ok(output::status::OK)
 }

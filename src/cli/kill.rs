@@ -2,13 +2,12 @@
 
 use clap::Args;
 
-use super::machine::running;
-use super::output::Failure;
 use crate::cgroup;
+use crate::ops::Ops;
+use crate::report::OpError;
 use crate::running::control;
 use crate::running::state::Phase;
 use crate::running::stop;
-use crate::spec::Layout;
 use crate::sys::process;
 
 #[derive(Debug, Args)]
@@ -47,11 +46,11 @@ pub(super) fn parse_signal(text: &str) -> Result<i32, String> {
 }
 
 /// `machinist kill`
-pub(super) fn kill(layout: &Layout, name: &str, signal: i32, leader: bool) -> Result<(), Failure> {
-    let (name, state) = running(layout, name)?;
+pub(super) fn kill(ops: &Ops, name: &str, signal: i32, leader: bool) -> Result<(), OpError> {
+    let (name, state) = ops.running(name)?;
     // Whatever happens then is no reason to start the machine again.
     if stop::is_end(state.init_kind, signal) {
-        control::announce(layout, &name);
+        control::announce(ops.layout(), &name);
         if state.phase == Phase::Restarting {
             return Ok(());
         }
@@ -63,14 +62,14 @@ pub(super) fn kill(layout: &Layout, name: &str, signal: i32, leader: bool) -> Re
     } else {
         cgroup::signal_payload(&state.cgroup, signal)
     };
-    result.map_err(|e| Failure::call(format!("cannot signal machine '{name}'"), &e))
+    result.map_err(|e| OpError::call(format!("cannot signal machine '{name}'"), &e))
 }
 
 /// `machinist freeze` and `thaw`
-pub(super) fn freeze(layout: &Layout, name: &str, frozen: bool) -> Result<(), Failure> {
-    let (name, state) = running(layout, name)?;
+pub(super) fn freeze(ops: &Ops, name: &str, frozen: bool) -> Result<(), OpError> {
+    let (name, state) = ops.running(name)?;
     let verb = if frozen { "freeze" } else { "thaw" };
-    cgroup::freeze(&state.cgroup, frozen).map_err(|e| Failure::call(format!("cannot {verb} machine '{name}'"), &e))
+    cgroup::freeze(&state.cgroup, frozen).map_err(|e| OpError::call(format!("cannot {verb} machine '{name}'"), &e))
 }
 
 #[cfg(test)]

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use serde_json::Value;
 
-use super::machine::state_of;
-use super::output::{self, Failure, age, seconds_since, status, table, written};
-use super::remote;
+use super::output::{Printer, age, note, print_json, seconds_since, status, table, written};
 use crate::config;
+use crate::ops::Ops;
+use crate::report::OpError;
 use crate::running::state;
-use crate::spec::Layout;
+use crate::running::view::Summary;
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArguments {
@@ -20,41 +19,39 @@ pub(crate) struct ListArguments {
     /// Only the names, one a line
     #[arg(long, conflicts_with = "json")]
     names: bool,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
 }
 
 /// Every machine that runs, with `all` also those that are only defined, by name.
-fn machines(layout: &Layout, all: bool) -> Result<Vec<Value>, Failure> {
-    let mut machines: BTreeMap<String, Value> = BTreeMap::new();
+fn machines(ops: &Ops, all: bool) -> Result<Vec<Summary>, OpError> {
+    let layout = ops.layout();
+    let mut machines: BTreeMap<String, Summary> = BTreeMap::new();
     if all {
         let defined = config::list(layout).into_iter().map(|(name, _)| name.as_str().to_owned());
-        machines.extend(defined.map(|name| (name.clone(), state::summary(&name, None))));
+        machines.extend(defined.map(|name| (name.clone(), Summary::stopped(&name))));
     }
     for name in state::names(layout) {
-        if let Some(state) = state_of(layout, &name)? {
-            machines.insert(name.as_str().to_owned(), state::summary(name.as_str(), Some(&state)));
+        if let Some(state) = ops.state_of(&name)? {
+            machines.insert(name.as_str().to_owned(), Summary::of(&state));
         }
     }
     Ok(machines.into_values().collect())
 }
 
 /// `machinist list`
-pub(super) fn list(layout: &Layout, args: &ListArguments) -> Result<u8, Failure> {
-    let machines = remote::list(layout, args.all).unwrap_or_else(|| machines(layout, args.all))?;
+pub(super) fn list(ops: &Ops, args: &ListArguments, printer: &Printer) -> Result<u8, OpError> {
+    let machines = match ops.list_via_daemon(args.all)? {
+        Some(machines) => machines,
+        None => machines(ops, args.all)?,
+    };
     if args.names {
-        let names = machines.iter().filter_map(|machine| machine["name"].as_str());
+        let names = machines.iter().map(Summary::name);
         return written(|out| names.into_iter().try_for_each(|name| writeln!(out, "{name}")));
     }
-    if args.json {
-        return written(|out| writeln!(out, "{:#}", Value::from(machines)));
+    if printer.json() {
+        return print_json(&machines.iter().map(Summary::to_json).collect());
     }
     if machines.is_empty() {
-        output::say(
-            false,
-            if args.all { "No machines." } else { "No machines are running; `--all` shows defined ones, too." },
-        );
+        note(if args.all { "No machines." } else { "No machines are running; `--all` shows defined ones, too." });
         return Ok(status::OK);
     }
     let rows: Vec<Vec<String>> = machines.iter().map(row).collect();
@@ -62,18 +59,19 @@ pub(super) fn list(layout: &Layout, args: &ListArguments) -> Result<u8, Failure>
 }
 
 /// One machine's line of the list.
-fn row(machine: &Value) -> Vec<String> {
-    let dash = || "-".to_owned();
-    let word = |key: &str| machine[key].as_str().map_or_else(dash, str::to_owned);
-    if machine["leader"].is_null() {
-        return vec![word("name"), word("state"), dash(), dash(), dash(), dash()];
-    }
+fn row(machine: &Summary) -> Vec<String> {
+    let nothing = |name: &str, state: &str| [name, state, "-", "-", "-", "-"].map(str::to_owned).to_vec();
+    let machine = match machine {
+        Summary::Stopped { name, state } => return nothing(name, state),
+        Summary::Running(machine) => machine,
+    };
+    let Some(leader) = machine.leader else { return nothing(&machine.name, &machine.state) };
     vec![
-        word("name"),
-        word("state"),
-        machine["init"].as_str().unwrap_or("command").to_owned(),
-        machine["leader"].to_string(),
-        machine["ids"]["shift"].as_u64().map_or_else(|| "host".into(), |shift| shift.to_string()),
-        age(seconds_since(machine["since"].as_u64().unwrap_or(0))),
+        machine.name.clone(),
+        machine.state.clone(),
+        machine.init.clone().unwrap_or_else(|| "command".into()),
+        leader.to_string(),
+        machine.ids.map_or_else(|| "host".into(), |ids| ids.shift.to_string()),
+        age(seconds_since(machine.since)),
     ]
 }

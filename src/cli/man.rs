@@ -9,8 +9,9 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, italic, line_break, roman};
 use serde_json::Value;
 
-use super::output::{Failure, status};
+use super::output::status;
 use crate::config;
+use crate::report::OpError;
 
 /// Name of the page of the machine file.
 const FILE_PAGE: &str = "machinist.toml";
@@ -19,12 +20,12 @@ const FILE_PAGE: &str = "machinist.toml";
 const LISTED_WORDS: usize = 12;
 
 /// `machinist man`: writes every page into this directory.
-pub(super) fn man(directory: &Path) -> Result<u8, Failure> {
+pub(super) fn man(directory: &Path) -> Result<u8, OpError> {
     let write = |name: &str, text: &[u8]| {
         let path = directory.join(name);
-        std::fs::write(&path, text).map_err(|e| Failure::new(format!("cannot write '{}': {e}", path.display())))
+        std::fs::write(&path, text).map_err(|e| OpError::new(format!("cannot write '{}': {e}", path.display())))
     };
-    let rendering = |e: io::Error| Failure::new(format!("cannot write a page: {e}"));
+    let rendering = |e: io::Error| OpError::new(format!("cannot write a page: {e}"));
     for (name, text) in verb_pages().map_err(rendering)? {
         write(&format!("{name}.1"), &text)?;
     }

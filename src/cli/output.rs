@@ -1,230 +1,225 @@
-//! What people and scripts read: errors with their cause and hint, tables, and exit statuses.
+//! What people and scripts read: errors with their cause and hint, results, tables.
 
-use std::error::Error as StdError;
+use std::cell::RefCell;
 use std::io::{IsTerminal as _, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::config::{ConfigError, Loaded};
-use crate::enter::EnterError;
-use crate::image::ImageError;
-use crate::plan::PlanError;
-use crate::supervisor::MachineError;
-use crate::sys;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 
-/// Exit statuses of our own; a payload's status is passed through.
+use crate::report::{Done, Event, Events, Line, OpError, Writer};
+
+/// Exit statuses of our own beside those of errors.
 pub(crate) mod status {
     pub(crate) const OK: u8 = 0;
     pub(crate) const FAILED: u8 = 1;
-    pub(crate) const USAGE: u8 = 2;
-    pub(crate) const NOT_PERMITTED: u8 = 77;
     pub(crate) const BAD_CONFIG: u8 = 78;
 }
 
-/// Why a verb did not do what it was asked.
-#[derive(Debug, Clone)]
-pub(crate) struct Failure {
-    status: u8,
-    message: String,
-    causes: Vec<String>,
-    hint: Option<String>,
-    /// Already laid out for reading, with its own `error:`.
-    rendered: bool,
+/// Who reads what a verb says.
+#[derive(Debug)]
+enum Reader {
+    /// Sentences on standard error, progress on a terminal.
+    People,
+    /// Objects, for results on standard output, for the rest on standard error.
+    Programs(RefCell<Vec<Done>>),
+    /// The process that runs us, everything as lines.
+    Parent(Writer),
 }
 
-impl Failure {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { status: status::FAILED, message: message.into(), causes: Vec::new(), hint: None, rendered: false }
+/// Prints what verbs and operations have to say; made once for each run.
+#[derive(Debug)]
+pub(crate) struct Printer {
+    quiet: bool,
+    /// The terminal shows a machine's console.
+    raw: bool,
+    reader: Reader,
+    bar: RefCell<Option<ProgressBar>>,
+}
+
+impl Printer {
+    /// For people, who want to hear nothing but results, warnings and errors if `quiet`.
+    fn new(quiet: bool, reader: Reader) -> Self {
+        Self { quiet, raw: false, reader, bar: RefCell::new(None) }
     }
 
-    pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self { status: status::USAGE, ..Self::new(message) }
+    /// By what was typed: `report` is for who runs us and reads standard output as lines.
+    pub(crate) fn of(quiet: bool, json: bool, report: bool) -> std::io::Result<Self> {
+        let reader = match (json, report) {
+            (_, true) => Reader::Parent(Writer::new(std::io::stdout().as_fd().try_clone_to_owned()?)),
+            (true, false) => Reader::Programs(RefCell::default()),
+            (false, false) => Reader::People,
+        };
+        Ok(Self::new(quiet, reader))
     }
 
-    /// What somebody else tells as [`report`] prints it; what is laid out otherwise stays as it is.
-    pub(crate) fn told(status: u8, text: String) -> Self {
-        let mut lines = text.lines();
-        let mut failure = Self { status, ..Self::new(lines.next().unwrap_or_default()) };
-        for line in lines {
-            if let Some(cause) = line.strip_prefix("  cause: ") {
-                failure.causes.push(cause.to_owned());
-            } else if let (Some(hint), None) = (line.strip_prefix("  hint: "), &failure.hint) {
-                failure.hint = Some(hint.to_owned());
-            } else {
-                return Self { status, ..Self::new(text) };
+    /// The same where a machine's console may be on the terminal, so that a line's end has to say where the next begins.
+    pub(crate) fn beside_console(&self) -> Rc<Self> {
+        Rc::new(Self { raw: std::io::stderr().is_terminal(), ..Self::new(self.quiet, Reader::People) })
+    }
+
+    /// Whether results are to be JSON.
+    pub(crate) fn json(&self) -> bool {
+        matches!(self.reader, Reader::Programs(_))
+    }
+
+    /// Whether progress is drawn.
+    pub(crate) fn draws(&self) -> bool {
+        matches!(self.reader, Reader::People) && !self.quiet && std::io::stderr().is_terminal()
+    }
+
+    /// A sentence for people.
+    pub(crate) fn say(&self, text: &str) {
+        if matches!(self.reader, Reader::People) && !self.quiet {
+            write_error(&format!("{text}\n"));
+        }
+    }
+
+    /// Prints how a verb ended, and gives the exit status.
+    pub(crate) fn finish(&self, result: Result<u8, OpError>) -> u8 {
+        if let Reader::Programs(results) = &self.reader
+            && !results.borrow().is_empty()
+        {
+            let results = serde_json::to_value(results.take()).unwrap_or_default();
+            // One that cannot be told how it went sees that by the exit status.
+            let _ = writeln!(std::io::stdout(), "{results:#}");
+        }
+        match (result, &self.reader) {
+            (Ok(status), Reader::Parent(parent)) => {
+                parent.finish(&Ok(()));
+                status
+            }
+            (Ok(status), _) => status,
+            (Err(error), Reader::Parent(parent)) => {
+                parent.send(&Line::Failed(error.clone()));
+                error.kind.exit_status()
+            }
+            (Err(error), _) => {
+                self.error(&error);
+                error.kind.exit_status()
             }
         }
-        failure
     }
 
-    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
+    fn error(&self, error: &OpError) {
+        if self.json() {
+            let error = OpError { rendered: error.rendered_plain(), ..error.clone() };
+            return write_error(&format!("{}\n", json!({ "error": error })));
+        }
+        let mut text = match &error.rendered {
+            Some(rendered) if color() => format!("{rendered}\n"),
+            Some(_) => format!("{}\n", error.rendered_plain().unwrap_or_default()),
+            None => format!("{} {}\n", label("error:", "1;31"), clean(&error.message)),
+        };
+        for cause in &error.causes {
+            text.push_str(&format!("  {} {}\n", label("cause:", "1"), clean(cause)));
+        }
+        for hint in &error.hints {
+            text.push_str(&format!("  {} {}\n", label("hint:", "1;36"), clean(hint)));
+        }
+        write_error(&text);
     }
 
-    pub(crate) fn cause(mut self, cause: impl Into<String>) -> Self {
-        self.causes.push(cause.into());
-        self
-    }
-
-    /// The failure as another process of ours sends it.
-    pub(crate) fn to_wire(&self) -> Vec<u8> {
-        serde_json::to_vec(&(self.status, &self.message, &self.causes, &self.hint, self.rendered)).unwrap_or_default()
-    }
-
-    /// Back from there.
-    pub(crate) fn from_wire(data: &[u8]) -> Self {
-        match serde_json::from_slice(data) {
-            Ok((status, message, causes, hint, rendered)) => Self { status, message, causes, hint, rendered },
-            Err(_) => Self::new("the supervisor answered nonsense"),
+    fn done(&self, done: Done) {
+        match &self.reader {
+            Reader::Programs(results) => results.borrow_mut().push(done),
+            _ => self.say(&done.to_string()),
         }
     }
 
-    /// Without what was laid out for reading, which is told elsewhere.
-    fn plain(&self) -> Self {
-        if !self.rendered {
-            return self.clone();
+    fn begin(&self, text: String) {
+        if self.draws() {
+            let bar = ProgressBar::new_spinner().with_message(text);
+            bar.enable_steady_tick(Duration::from_millis(100));
+            self.bar.replace(Some(bar));
         }
-        let message = self.message.lines().next().unwrap_or_default();
-        let message = message.trim_start_matches("error: ").to_owned();
-        Self { message, rendered: false, ..self.clone() }
     }
 
-    /// What else did not work because of this.
-    pub(crate) fn then(&self, what: &str) -> Self {
-        let plain = self.plain();
-        Self { message: format!("{what}: {}", plain.message), ..plain }
-    }
-
-    /// All of it in one line.
-    pub(crate) fn line(&self) -> String {
-        let plain = self.plain();
-        let texts = std::iter::once(&plain.message).chain(&plain.causes);
-        clean(&texts.map(String::as_str).collect::<Vec<_>>().join(": ")).replace('\n', " ")
-    }
-
-    /// A definition that gives no machine.
-    pub(crate) fn config(error: &ConfigError) -> Self {
-        let status = match error {
-            // What was typed is no name: nothing was looked for.
-            ConfigError::Name(_) => status::USAGE,
-            _ => status::BAD_CONFIG,
-        };
-        Self { status, rendered: true, ..Self::new(error.render(color())) }
-    }
-
-    pub(crate) fn machine(doing: &str, error: &MachineError) -> Self {
-        let status = match error {
-            MachineError::NotPermitted => status::NOT_PERMITTED,
-            _ => status::FAILED,
-        };
-        let mut causes = vec![error.to_string()];
-        causes.extend(sources(error));
-        Self { status, causes, hint: error.hint(), ..Self::new(doing) }
-    }
-
-    pub(crate) fn call(doing: impl Into<String>, error: &sys::Error) -> Self {
-        let status = match error.errno {
-            sys::Errno::EACCES | sys::Errno::EPERM => status::NOT_PERMITTED,
-            _ => status::FAILED,
-        };
-        Self { status, causes: vec![error.to_string()], ..Self::new(doing) }
-    }
-
-    /// A verb on an image that failed; the error says what was tried.
-    pub(crate) fn image(error: &ImageError) -> Self {
-        let status = match error {
-            ImageError::InvalidName { .. } => status::USAGE,
-            ImageError::Call { cause, .. } => Self::call("", cause).status,
-            _ => status::FAILED,
-        };
-        let hint = error.hint().map(str::to_owned);
-        Self { status, causes: sources(error), hint, ..Self::new(error.to_string()) }
-    }
-
-    pub(crate) fn enter(error: &EnterError) -> Self {
-        Self { status: error.exit_status(), causes: sources(error), ..Self::new(error.to_string()) }
-    }
-
-    /// What was typed is wrong.
-    pub(crate) fn typed(error: ConfigError) -> Self {
-        Self { status: status::USAGE, ..error.into() }
-    }
-
-    /// Limits that this host cannot keep.
-    pub(crate) fn unmet(error: ConfigError) -> Self {
-        Self { status: status::FAILED, ..error.into() }
-    }
-
-    /// A definition that this host cannot follow.
-    pub(crate) fn plan(loaded: Loaded, error: &PlanError) -> Self {
-        if let PlanError::Limits(unmet) = error {
-            return Self::unmet(loaded.refuse(unmet));
+    fn end(&self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
         }
-        let doing = format!("cannot plan machine '{}'", loaded.spec.name);
-        let failure = Self { causes: vec![error.to_string()], ..Self::new(doing) };
-        match error.hint() {
-            Some(hint) => failure.hint(hint),
-            None => failure,
+    }
+
+    /// One line that counts files, where a terminal shows it.
+    fn count(&self, done: u64) {
+        let template = "{spinner} giving files to the machine's ids: {pos} done, {per_sec}";
+        let style = || ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let mut bar = self.bar.borrow_mut();
+        let bar = bar.get_or_insert_with(|| ProgressBar::new_spinner().with_style(style()));
+        if done.is_multiple_of(100) {
+            bar.set_position(done);
         }
     }
 }
 
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::config(&error)
-    }
-}
-
-/// Failures of several things of which one does not end the others: all but the last are reported at once.
-#[derive(Debug, Default)]
-pub(crate) struct Failures(Option<Failure>);
-
-impl Failures {
-    pub(crate) fn add(&mut self, failure: Failure) {
-        if let Some(earlier) = self.0.replace(failure) {
-            report(&earlier);
+impl Events for Printer {
+    fn tell(&self, event: Event) {
+        match (&self.reader, event) {
+            // Nobody sees how it goes.
+            (Reader::Parent(_), Event::Began(_) | Event::Ended | Event::Chown(_)) => {}
+            (Reader::Parent(parent), event) => parent.tell(event),
+            (Reader::Programs(_), Event::Warning(text)) => write_error(&format!("{}\n", json!({ "warning": text }))),
+            (Reader::People, Event::Warning(text)) => {
+                let end = if self.raw { "\r\n" } else { "\n" };
+                write_error(&format!("{} {}{end}", label("warning:", "1;33"), clean(&text)));
+            }
+            (_, Event::Failed(error)) => self.error(&error),
+            (_, Event::Done(done)) => self.done(done),
+            (_, Event::Began(text)) => self.begin(text),
+            (Reader::People, Event::Chown(Some(done))) => self.count(done),
+            (_, Event::Chown(Some(_))) => {}
+            (_, Event::Ended | Event::Chown(None)) => self.end(),
         }
     }
 
-    /// Success, if there were none.
-    pub(crate) fn result(self) -> Result<u8, Failure> {
-        self.0.map_or(Ok(status::OK), Err)
+    fn descriptor(&self) -> Option<Rc<OwnedFd>> {
+        match &self.reader {
+            Reader::Parent(parent) => parent.descriptor(),
+            _ => None,
+        }
+    }
+
+    fn leave(&self) {
+        if let Reader::Parent(parent) = &self.reader {
+            parent.leave();
+        }
     }
 }
 
-fn sources(error: &dyn StdError) -> Vec<String> {
-    let mut texts = Vec::new();
-    let mut next = error.source();
-    while let Some(error) = next {
-        texts.push(error.to_string());
-        next = error.source();
+/// Prints what is wrong with what was typed.
+pub(crate) fn usage(error: &clap::Error, as_json: bool) -> u8 {
+    if as_json && error.use_stderr() {
+        let rendered = error.render().to_string();
+        let error = OpError { rendered: Some(rendered), ..OpError::usage(error.kind().to_string()) };
+        write_error(&format!("{}\n", json!({ "error": error })));
+    } else {
+        // Help and version go to standard output and are no failure.
+        let _ = error.print();
     }
-    texts
+    u8::try_from(error.exit_code()).unwrap_or(2)
+}
+
+fn write_error(text: &str) {
+    // No reader is left if this fails.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// A note instead of a result that is empty.
+pub(crate) fn note(text: &str) {
+    write_error(&format!("{text}\n"));
+}
+
+/// Prints an array or object.
+pub(crate) fn print_json(value: &Value) -> Result<u8, OpError> {
+    written(|out| writeln!(out, "{value:#}"))
 }
 
 /// Whether errors may be coloured: a terminal that has not said no (`NO_COLOR`).
 pub(crate) fn color() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-}
-
-/// Prints a failure for reading and gives the exit status.
-pub(crate) fn report(failure: &Failure) -> u8 {
-    let mut text = String::new();
-    if failure.rendered {
-        text.push_str(&failure.message);
-        text.push('\n');
-    } else {
-        text.push_str(&format!("{} {}\n", label("error:", "1;31"), clean(&failure.message)));
-    }
-    for cause in &failure.causes {
-        text.push_str(&format!("  {} {}\n", label("cause:", "1"), clean(cause)));
-    }
-    if let Some(hint) = &failure.hint {
-        text.push_str(&format!("  {} {}\n", label("hint:", "1;36"), clean(hint)));
-    }
-    // Nobody is left to tell if this fails.
-    let _ = std::io::stderr().write_all(text.as_bytes());
-    failure.status
 }
 
 fn label(word: &str, code: &str) -> String {
@@ -236,38 +231,20 @@ pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
-/// A line for people, not for scripts.
-pub(crate) fn say(quiet: bool, text: &str) {
-    if !quiet {
-        let _ = writeln!(std::io::stderr(), "{text}");
-    }
-}
-
-/// A warning: we go on.
-pub(crate) fn warn(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{} {}", label("warning:", "1;33"), clean(text));
-}
-
-/// Same, also on a terminal that shows a machine's console already and so needs to be told where a line begins.
-pub(crate) fn warn_anywhere(text: &str) {
-    let end = if std::io::stderr().is_terminal() { "\r\n" } else { "\n" };
-    let _ = write!(std::io::stderr(), "{} {}{end}", label("warning:", "1;33"), clean(text));
-}
-
 /// Runs something that writes its result; a reader that went away is no failure.
-pub(crate) fn written(work: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<u8, Failure> {
+pub(crate) fn written(work: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<u8, OpError> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     match work(&mut out).and_then(|()| out.flush()) {
         Ok(()) => Ok(status::OK),
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(status::OK),
-        Err(e) => Err(Failure::new(format!("cannot write to standard output: {e}"))),
+        Err(e) => Err(OpError::new(format!("cannot write to standard output: {e}"))),
     }
 }
 
 /// Same for something that counts bad definitions.
 pub(crate) fn checked(
     work: impl FnOnce(&mut dyn Write, &mut dyn Write) -> std::io::Result<usize>,
-) -> Result<u8, Failure> {
+) -> Result<u8, OpError> {
     let mut bad = 0;
     written(|out| {
         bad = work(out, &mut std::io::stderr().lock())?;
@@ -334,14 +311,6 @@ mod tests {
     fn tables_line_up_and_do_not_trail() {
         let rows = vec![vec!["a".to_owned(), "long cell".to_owned(), "x".to_owned()]];
         assert_eq!(table(&["NAME", "B", "C"], &rows), "NAME  B          C\na     long cell  x\n");
-    }
-
-    #[test]
-    fn what_others_tell_is_taken_apart_if_it_is_one_failure() {
-        let one = Failure::told(1, "a\n  cause: b\n  cause: c\n  hint: d".into());
-        assert_eq!((one.line().as_str(), one.hint.as_deref()), ("a: b: c", Some("d")));
-        let two = "a\n  cause: b\nerror: c";
-        assert_eq!(Failure::told(1, two.into()).message, two);
     }
 
     #[test]

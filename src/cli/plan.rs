@@ -4,22 +4,22 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write};
 use std::time::Duration;
 
-use super::carried;
 use super::config::{self as face, ShowError, ShowStyle};
-use super::output::{self, Failure, Failures, written};
-use super::start::Wanted;
+use super::output::{self, Printer, written};
 use crate::host;
+use crate::ops::{self, Failures, Ops, StartSet, systemd};
 use crate::plan::{
     self, ExecUser, IdPlan, Namespace, Namespaces, Plan, Stdio, TreePlan, UnitPlan, privileges, seccomp,
 };
+use crate::report::OpError;
 use crate::spec::{
     Device, InitKind, Layout, Ownership, Payload, ProcessLimits, Ready, Register, Restart, RestartPolicy, Span,
     Volatile,
 };
 
 /// `machinist show`
-pub(super) fn show(layout: &Layout, name: &str, origin: bool, json: bool) -> Result<u8, Failure> {
-    let style = match (origin, json) {
+pub(super) fn show(layout: &Layout, name: &str, origin: bool, printer: &Printer) -> Result<u8, OpError> {
+    let style = match (origin, printer.json()) {
         (false, false) => ShowStyle::Toml,
         (false, true) => ShowStyle::Json,
         (true, true) => ShowStyle::OriginJson,
@@ -42,22 +42,22 @@ pub(super) fn show(layout: &Layout, name: &str, origin: bool, json: bool) -> Res
 }
 
 /// `machinist plan`
-pub(super) fn plan(layout: &Layout, name: &str, json: bool) -> Result<u8, Failure> {
-    let mut failures = Failures::default();
-    let mut wanted = Wanted::gather(layout, &[name.to_owned()], &mut failures);
+pub(super) fn plan(ops: &Ops, name: &str, printer: &Printer) -> Result<u8, OpError> {
+    let layout = ops.layout();
+    let mut failures = Failures::of(ops);
+    let mut wanted = StartSet::gather(ops, &[name.to_owned()], &mut failures);
     failures.result()?;
-    wanted.warn();
     let Some(loaded) = wanted.take_only() else { return Ok(output::status::OK) };
-    let facts = host::probe_for(&loaded.spec.resources).map_err(|e| Failure::call("cannot look at this host", &e))?;
+    let facts = host::probe_for(&loaded.spec.resources).map_err(|e| OpError::call("cannot look at this host", &e))?;
     let mut plan = match plan::build(&loaded.spec, &facts, layout) {
         Ok(plan) => plan,
-        Err(e) => return Err(Failure::plan(loaded, &e)),
+        Err(e) => return Err(ops::unplanned(loaded, &e)),
     };
-    if let (UnitPlan::Scope { .. }, Some(unit)) = (&plan.cgroup.unit, carried::unit_for(layout, name)) {
+    if let (UnitPlan::Scope { .. }, Some(unit)) = (&plan.cgroup.unit, systemd::unit_for(layout, name)) {
         plan.cgroup.group = format!("/machine.slice/{unit}");
         plan.cgroup.unit = UnitPlan::Own(unit);
     }
-    written(|out| if json { json_plan(&plan, out) } else { out.write_all(describe(&plan).as_bytes()) })
+    written(|out| if printer.json() { json_plan(&plan, out) } else { out.write_all(describe(&plan).as_bytes()) })
 }
 
 fn json_plan(plan: &Plan, out: &mut dyn Write) -> std::io::Result<()> {

@@ -4,12 +4,10 @@ use std::io::IsTerminal as _;
 
 use clap::Args;
 
-use super::carried;
-use super::machine::{cannot_start, prepare};
-use super::output::{self, Failure, say};
-use super::start::default_jobs;
+use super::output::Printer;
+use crate::ops::{self, Ops, cannot_start, default_jobs, systemd};
+use crate::report::{Events as _, OpError};
 use crate::running::start_limit::StartSlot;
-use crate::spec::Layout;
 use crate::supervisor;
 use crate::supervisor::console::Mode;
 
@@ -40,17 +38,19 @@ pub(crate) enum ConsoleMode {
 }
 
 /// `machinist run`
-pub(super) fn run(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Failure> {
-    // Whoever asked the service manager to start the unit has no other way to read why it failed.
-    run_here(layout, args, quiet).inspect_err(|failure| supervisor::tell_manager(&failure.line()))
+pub(super) fn run(ops: &Ops, args: &RunArguments, printer: &Printer) -> Result<u8, OpError> {
+    // A client that asked the service manager to start the unit has no other way to read why it failed.
+    run_here(ops, args, printer).inspect_err(|error| systemd::report_failure(ops.layout(), &args.name, error))
 }
 
-fn run_here(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Failure> {
-    let mut job = prepare(layout, &args.name)?;
+fn run_here(ops: &Ops, args: &RunArguments, printer: &Printer) -> Result<u8, OpError> {
+    let layout = ops.layout();
+    let mut job = ops.prepare(&args.name)?;
+    job.events = printer.beside_console();
     job.console = match args.console {
         None => Mode::of_stdio(),
         Some(ConsoleMode::Interactive) if !std::io::stdin().is_terminal() => {
-            return Err(Failure::usage("`--console interactive` needs a terminal on standard input"));
+            return Err(OpError::usage("`--console interactive` needs a terminal on standard input"));
         }
         Some(ConsoleMode::Interactive) => Mode::Interactive,
         Some(ConsoleMode::ReadOnly) => Mode::ReadOnly,
@@ -59,19 +59,24 @@ fn run_here(layout: &Layout, args: &RunArguments, quiet: bool) -> Result<u8, Fai
     };
     let name = job.plan.name.clone();
     let doing = cannot_start(&name);
-    let talk = !quiet && job.console == Mode::Interactive;
-    say(!talk, &format!("Starting machine '{name}'. Press ^] three times within 1s to stop it."));
+    let talk = job.console == Mode::Interactive;
+    let say = |text: &str| {
+        if talk {
+            printer.say(text)
+        }
+    };
+    say(&format!("Starting machine '{name}'. Press ^] three times within 1s to stop it."));
     let busy = || supervisor::tell_manager("Waiting while other machines start.");
     let slot = args.jobs.map(|jobs| StartSlot::take(layout, if jobs == 0 { default_jobs() } else { jobs }, busy));
-    let slot = slot.transpose().map_err(|e| Failure::call(doing.clone(), &e))?;
-    let mut prepared = supervisor::prepare(job).map_err(|e| Failure::machine(&doing, &e))?;
+    let slot = slot.transpose().map_err(|e| OpError::call(doing.clone(), &e))?;
+    let mut prepared = supervisor::prepare(job).map_err(|e| ops::machine(&doing, &e))?;
     slot.into_iter().for_each(|slot| prepared.hold_slot(slot));
-    let exit = prepared.run().map_err(|e| Failure::machine(&doing, &e))?;
-    carried::tell_end(&exit);
+    let exit = prepared.run().map_err(|e| ops::machine(&doing, &e))?;
+    systemd::report_end(layout, &name, &exit);
     if exit.killed {
-        output::warn(&format!("machine '{name}' did not stop in time and was killed"));
+        printer.warn(&format!("machine '{name}' did not stop in time and was killed"));
     } else {
-        say(!talk, &format!("Machine '{name}' has ended."));
+        say(&format!("Machine '{name}' has ended."));
     }
     Ok(exit.status)
 }

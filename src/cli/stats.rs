@@ -6,21 +6,18 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::machine::{machine_name, state_of};
-use super::output::{self, Failure, clean, size, status, table, written};
-use super::remote;
+use super::output::{Printer, clean, note, print_json, size, status, table, written};
 use crate::cgroup::Stall;
-use crate::running::state::{self, Statistics};
-use crate::spec::Layout;
+use crate::ops::{Ops, machine_name};
+use crate::report::OpError;
+use crate::running::state;
+use crate::running::view::Statistics;
 
 #[derive(Debug, Args)]
 pub(crate) struct StatsArguments {
     /// Machines; all that run if there are none
     #[arg(value_name = "NAME")]
     names: Vec<String>,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
     /// Time between the two looks that percentages and rates come from; with 0 there is one, and totals only
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_interval)]
     interval: Duration,
@@ -39,23 +36,18 @@ pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
 }
 
 /// What these machines use now, or all that run if none is named.
-pub(super) fn sample(layout: &Layout, names: &[String]) -> Result<Vec<Statistics>, Failure> {
-    match remote::statistics(layout, names) {
-        Some(rows) => rows,
-        None => local_sample(layout, names),
+pub(super) fn sample(ops: &Ops, names: &[String]) -> Result<Vec<Statistics>, OpError> {
+    if let Some(rows) = ops.statistics_via_daemon(names)? {
+        return Ok(rows);
     }
-}
-
-fn local_sample(layout: &Layout, names: &[String]) -> Result<Vec<Statistics>, Failure> {
     let mut rows = Vec::new();
     if names.is_empty() {
-        for name in state::names(layout) {
-            rows.extend(state_of(layout, &name)?.map(|state| state.statistics()));
+        for name in state::names(ops.layout()) {
+            rows.extend(ops.state_of(&name)?.as_ref().map(Statistics::of));
         }
     }
     for name in names {
-        let not_running = || Failure::new(format!("machine '{name}' is not running"));
-        rows.push(state_of(layout, &machine_name(name)?)?.ok_or_else(not_running)?.statistics());
+        rows.push(Statistics::of(&ops.running(name)?.1));
     }
     Ok(rows)
 }
@@ -136,20 +128,19 @@ impl Row {
 }
 
 /// `machinist stats`
-pub(super) fn stats(layout: &Layout, args: &StatsArguments) -> Result<u8, Failure> {
+pub(super) fn stats(ops: &Ops, args: &StatsArguments, printer: &Printer) -> Result<u8, OpError> {
     args.names.iter().try_for_each(|name| machine_name(name).map(drop))?;
-    let mut rows = compare(&[], sample(layout, &args.names)?);
+    let mut rows = compare(&[], sample(ops, &args.names)?);
     if !args.interval.is_zero() && !rows.is_empty() {
         std::thread::sleep(args.interval);
         let before: Vec<Statistics> = rows.into_iter().map(|row| row.now).collect();
-        rows = compare(&before, sample(layout, &args.names)?);
+        rows = compare(&before, sample(ops, &args.names)?);
     }
-    if args.json {
-        let rows: Value = rows.iter().map(Row::to_json).collect();
-        return written(|out| writeln!(out, "{rows:#}"));
+    if printer.json() {
+        return print_json(&rows.iter().map(Row::to_json).collect());
     }
     if rows.is_empty() {
-        output::say(false, "No machines are running.");
+        note("No machines are running.");
         return Ok(status::OK);
     }
     let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();

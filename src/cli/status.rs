@@ -1,76 +1,88 @@
 //! `status`: what a machine is and does.
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::machine::{machine_name, state_of};
-use super::output::{Failure, age, clean, seconds_since, size, written};
-use super::remote;
+use super::output::{Printer, age, clean, print_json, seconds_since, size, written};
 use crate::cgroup::Usage;
 use crate::config;
-use crate::spec::{Layout, MachineName};
+use crate::ops::{Ops, machine_name};
+use crate::report::OpError;
+use crate::running::view::{Details, Status};
+use crate::spec::{InitKind, MachineName};
 
 #[derive(Debug, Args)]
 pub(crate) struct StatusArguments {
     /// The machine
     name: String,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
 }
 
 /// `machinist status`
-pub(super) fn status(layout: &Layout, args: &StatusArguments) -> Result<u8, Failure> {
+pub(super) fn status(ops: &Ops, args: &StatusArguments, printer: &Printer) -> Result<u8, OpError> {
     let name = machine_name(&args.name)?;
-    let details = remote::machine(layout, name.as_str()).unwrap_or_else(|| details(layout, &name))?;
-    written(|out| if args.json { writeln!(out, "{details:#}") } else { out.write_all(describe(&details).as_bytes()) })
+    let found = match ops.status_via_daemon(name.as_str())? {
+        Some(found) => found,
+        None => look(ops, &name)?,
+    };
+    if printer.json() {
+        return print_json(&found.to_json());
+    }
+    written(|out| out.write_all(describe(&found).as_bytes()))
 }
 
 /// What is known of a machine that runs or is defined.
-fn details(layout: &Layout, name: &MachineName) -> Result<Value, Failure> {
-    if let Some(state) = state_of(layout, name)? {
-        return Ok(state.details());
+fn look(ops: &Ops, name: &MachineName) -> Result<Status, OpError> {
+    if let Some(state) = ops.state_of(name)? {
+        return Ok(Status::of(&state));
     }
-    match config::list(layout).into_iter().find(|(n, _)| n == name) {
-        Some((_, path)) => Ok(json!({ "name": name.as_str(), "state": "stopped", "definition": path })),
-        None => Err(Failure::new(format!("machine '{name}' is neither running nor defined"))
+    match config::list(ops.layout()).into_iter().find(|(n, _)| n == name) {
+        Some((_, path)) => Ok(Status::stopped(name, path)),
+        None => Err(OpError::new(format!("machine '{name}' is neither running nor defined"))
             .hint("`machinist list --all` shows what there is")),
     }
 }
 
 /// The text for people of what is known of a machine.
-fn describe(machine: &Value) -> String {
-    let word = |key: &str| machine[key].as_str().map(str::to_owned);
-    let number = |value: &Value| value.as_u64();
-    let mut text = format!("{} - {}\n", word("name").unwrap_or_default(), word("state").unwrap_or_default());
-    let mut line = |key: &str, value: Option<String>| {
-        if let Some(value) = value {
-            text.push_str(&format!("{key:>11}: {}\n", clean(&value)));
-        }
+fn describe(machine: &Status) -> String {
+    let line = |text: &mut String, key: &str, value: Option<String>| {
+        text.extend(value.map(|value| format!("{key:>11}: {}\n", clean(&value))));
     };
-    let restarts = number(&machine["restarts"]).filter(|restarts| *restarts > 0);
-    let last = word("last-end").map_or(String::new(), |last| format!(", the last after it {last}"));
-    line("Restarts", restarts.map(|restarts| format!("{restarts}{last}")));
-    line("Waits for", word("waits-for"));
-    if !machine["leader"].is_null() {
-        line("Since", number(&machine["since"]).map(|since| format!("{} ago", age(seconds_since(since)))));
-        line("Leader", Some(format!("{} (supervisor {})", machine["leader"], machine["supervisor"])));
-        let kind = word("init-kind").unwrap_or_else(|| "unknown kind".into());
-        line("Init", Some(word("init").map_or("none, a command".into(), |path| format!("{path} ({kind})"))));
-        line("Root", word("root"));
-        let ids = number(&machine["ids"]["shift"]).zip(number(&machine["ids"]["size"]));
-        line("Ids", Some(ids.map_or("the host's".into(), |(shift, size)| format!("{shift}..{}", shift + size))));
-        let private = machine["private-network"].as_bool() == Some(true);
-        line("Network", Some(if private { "private" } else { "the host's" }.into()));
-        line("Unit", word("unit"));
-        line("Cgroup", word("cgroup"));
-        let usage: Usage = serde_json::from_value(machine["usage"].clone()).unwrap_or_default();
-        describe_usage(&usage, &mut line);
-        line("Limits", describe_limits(&machine["limits"]));
+    match machine {
+        Status::Stopped { name, state, definition } => {
+            let mut text = format!("{name} - {state}\n");
+            line(&mut text, "Definition", Some(definition.display().to_string()));
+            text
+        }
+        Status::Running(machine) => {
+            let mut text = format!("{} - {}\n", machine.name, machine.state);
+            describe_running(machine, |key, value| line(&mut text, key, value));
+            text
+        }
     }
-    line("Definition", word("definition"));
-    line("Status", word("status"));
-    text
+}
+
+fn describe_running(machine: &Details, mut line: impl FnMut(&str, Option<String>)) {
+    let path = |path: &std::path::Path| path.display().to_string();
+    let last = machine.last_end.as_ref().map_or(String::new(), |last| format!(", the last after it {last}"));
+    line("Restarts", (machine.restarts > 0).then(|| format!("{}{last}", machine.restarts)));
+    line("Waits for", machine.waits_for.clone());
+    if let Some(leader) = machine.leader {
+        line("Since", Some(format!("{} ago", age(seconds_since(machine.since)))));
+        line("Leader", Some(format!("{leader} (supervisor {})", machine.supervisor)));
+        let kind = machine.init_kind.map_or("unknown kind", InitKind::as_str);
+        let init = machine.init.as_ref().map(|path| format!("{path} ({kind})"));
+        line("Init", Some(init.unwrap_or_else(|| "none, a command".into())));
+        line("Root", Some(machine.root.clone()));
+        let ids = machine.ids.map(|ids| format!("{}..{}", ids.shift, u64::from(ids.shift) + u64::from(ids.size)));
+        line("Ids", Some(ids.unwrap_or_else(|| "the host's".into())));
+        line("Network", Some(if machine.private_network { "private" } else { "the host's" }.into()));
+        line("Unit", machine.unit.clone());
+        line("Cgroup", Some(path(&machine.cgroup)));
+        describe_usage(&machine.usage, &mut line);
+        line("Limits", describe_limits(&machine.limits));
+    }
+    line("Definition", machine.definition.as_deref().map(path));
+    line("Status", machine.status.clone());
 }
 
 /// The limits in force that what is used does not already tell.

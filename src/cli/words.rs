@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::output::Failure;
 use crate::config;
+use crate::report::OpError;
 
 /// A time with its unit; the longest for none.
 pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
@@ -15,11 +15,11 @@ pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
 }
 
 /// `KEY=VALUE` each.
-pub(super) fn key_values(list: &[String]) -> Result<Vec<(String, String)>, Failure> {
+pub(super) fn key_values(list: &[String]) -> Result<Vec<(String, String)>, OpError> {
     list.iter()
         .map(|item| match item.split_once('=') {
             Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-            _ => Err(Failure::usage(format!("'{item}' is not KEY=VALUE"))),
+            _ => Err(OpError::usage(format!("'{item}' is not KEY=VALUE"))),
         })
         .collect()
 }

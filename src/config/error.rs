@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::{fmt, io};
 
 use super::diagnostic::{self, Diagnostic, Place, Problems};
+use crate::report::{Kind, OpError};
 use crate::spec::{Unmet, WordError};
 
 /// Why a definition gives no machine.
@@ -73,6 +74,25 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+impl From<&ConfigError> for OpError {
+    fn from(error: &ConfigError) -> Self {
+        let kind = match error {
+            // What was typed is no name: nothing was looked for.
+            ConfigError::Name(_) => Kind::Usage,
+            _ => Kind::BadConfig,
+        };
+        let text = error.render(false);
+        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        Self { rendered: Some(error.render(true)), ..Self::of(kind, message) }
+    }
+}
+
+impl From<ConfigError> for OpError {
+    fn from(error: ConfigError) -> Self {
+        (&error).into()
+    }
+}
 
 /// The system's words for an error, without the number that the standard library adds.
 fn errno_text(error: &io::Error) -> String {

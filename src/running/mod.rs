@@ -9,4 +9,5 @@ pub mod restart;
 pub mod start_limit;
 pub mod state;
 pub mod stop;
+pub mod view;
 pub mod wait_ready;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::Pid;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::cgroup;
 use crate::plan::limits::Limit;
@@ -46,7 +46,8 @@ impl Phase {
     }
 }
 
-/// The state file.
+/// The state file. It is between supervisors and those who look, all of one version or the next; what users see is in
+/// [`view`](super::view).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct State {
@@ -312,94 +313,15 @@ pub fn names(layout: &Layout) -> Vec<MachineName> {
     names
 }
 
-/// A machine in a list, running or not: the objects of `machinist list --json`.
-pub fn summary(name: &str, state: Option<&State>) -> Value {
-    match state {
-        None => json!({ "name": name, "state": "stopped" }),
-        Some(s) => json!({
-            "name": name,
-            "state": s.word(),
-            // Null for a command without an init.
-            "init": s.init.as_ref().map(|_| s.init_kind.map_or("unknown", InitKind::as_str)),
-            // Null while it is to be started again.
-            "leader": s.leader(),
-            "supervisor": s.supervisor,
-            "ids": s.ids,
-            "since": s.since,
-        }),
-    }
-}
-
-/// What a machine uses at one moment. What it does in a second is the difference of two.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Statistics {
-    /// The machine.
-    pub name: String,
-    /// The word for what it does.
-    pub state: String,
-    /// PID 1 of the machine as the host sees it, if it has one now: another one has begun with new counters.
-    pub leader: Option<i32>,
-    /// Start of this boot of the machine, in seconds since 1970.
-    pub since: u64,
-    /// The moment, on the host's monotonic clock in microseconds.
-    pub monotonic_usec: u64,
-    /// What it uses.
-    pub usage: cgroup::Usage,
-}
-
-/// Keys of [`State::details`] that may be null, for those who get it over a bus that has no null.
-pub const MAY_BE_NULL: [&str; 11] = [
-    "definition",
-    "ids",
-    "init",
-    "init-kind",
-    "last-end",
-    "leader",
-    "machine-id",
-    "restart",
-    "status",
-    "unit",
-    "waits-for",
-];
-
 impl State {
     /// The word for what the machine does now.
     pub fn word(&self) -> &'static str {
         if cgroup::is_frozen(&self.cgroup) { "frozen" } else { self.phase.as_str() }
     }
 
-    /// Everything about a running machine: the object of `machinist status --json`.
-    pub fn details(&self) -> Value {
-        let mut value = serde_json::to_value(self).unwrap_or_default();
-        if let Some(object) = value.as_object_mut() {
-            object.remove("phase");
-            object.remove("resources");
-            object.insert("limits".into(), self.limits_in_force());
-            object.insert("leader".into(), self.leader().into());
-            object.insert("state".into(), self.word().into());
-            object.insert("usage".into(), serde_json::to_value(cgroup::usage(&self.cgroup)).unwrap_or_default());
-        }
-        value
-    }
-
     /// Its limits as the kernel has them, by the files they are in.
     pub fn limits_in_force(&self) -> Value {
         cgroup::limits::in_force(&self.cgroup, &self.limits)
-    }
-
-    /// What the machine uses now.
-    pub fn statistics(&self) -> Statistics {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let usec = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1000);
-        Statistics {
-            name: self.name.clone(),
-            state: self.word().to_owned(),
-            leader: self.leader(),
-            since: self.since,
-            monotonic_usec: u64::try_from(usec).unwrap_or(0),
-            usage: cgroup::usage(&self.cgroup),
-        }
     }
 
     /// PID 1 of the machine as the host sees it, if there is one at the moment.
@@ -493,17 +415,6 @@ mod tests {
         drop(RunDir::acquire(&layout, &name).expect("free"));
         assert_eq!(read(&layout, &name).expect("read"), None);
         assert_eq!(names(&layout), [name]);
-    }
-
-    #[test]
-    fn what_may_be_null_is_listed() {
-        let text = r#"{"name": "a", "phase": "restarting", "leader": 0, "leader-start": 1, "supervisor": 3, "since": 4,
-            "private-network": true, "own-clock": false, "cgroup": "/nonexistent", "capabilities": 0,
-            "no-new-privileges": false, "seccomp": {"allow": [], "deny": []}, "root": "x"}"#;
-        let state: State = serde_json::from_str(text).expect("all that must be there");
-        let details = state.details();
-        let null = details.as_object().expect("object").iter().filter(|(_, v)| v.is_null()).map(|(k, _)| k.as_str());
-        assert_eq!(null.collect::<Vec<_>>(), MAY_BE_NULL);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! What a supervisor is given.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use super::console;
 use crate::host::HostFacts;
 use crate::plan::Plan;
+use crate::report::Events;
 use crate::running::control::NewLimits;
 use crate::spec::Layout;
 
@@ -23,11 +25,9 @@ pub struct Job {
     pub definition: Option<PathBuf>,
     /// The caller's side of the console.
     pub console: console::Mode,
-    /// Called with the number of files that `ownership = "chown"` has done so far, and with `None` at its end.
-    pub on_chown: fn(Option<u64>),
-    /// Called with what the machine goes on without, unless [`Prepared::report_to`](super::Prepared::report_to) names a
-    /// socket for it.
-    pub on_warning: fn(&str),
+    /// Told of the progress of `ownership = "chown"` and of what the machine goes on without, the latter unless
+    /// [`Prepared::report_to`](super::Prepared::report_to) names another listener.
+    pub events: Rc<dyn Events>,
     /// The supervisor will be born in a control group of its own, [`Prepared::supervisor_group`](super::Prepared::supervisor_group).
     pub background: bool,
 }

@@ -182,7 +182,7 @@ impl Made {
         process::wait_pidfd(&self.outer, true).doing(|| "cannot talk to the inner child".into())?;
         let session = &mut machine.session;
         if let Some(warning) = self.registering.finish(&session.job, &mut session.registered)? {
-            session.warn(warning);
+            session.warn(&warning);
         }
         Ok(Created { boot: self.boot, channel: self.channel, sequence: self.sequence })
     }

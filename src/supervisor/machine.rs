@@ -30,7 +30,7 @@ impl Machine {
         self.console.remark(text);
         self.session.manager.send(&format!("STATUS={text}"));
         if !self.session.job.background {
-            (self.session.job.on_warning)(text);
+            self.session.job.events.warn(text);
         }
     }
 

@@ -50,7 +50,7 @@ impl Group {
             (UnitPlan::Scope { unit, .. }, _) => match start_scope(job, unit) {
                 Ok(scope) => return in_scope(job, unit, scope, owner).map_err(|e| doing(e).into()),
                 Err(error) => {
-                    (job.on_warning)(&format!("machine '{}' has no unit of its own: {error}", job.plan.name));
+                    job.events.warn(&format!("machine '{}' has no unit of its own: {error}", job.plan.name));
                     let group = ours(&plan.without_scope()).map_err(doing)?;
                     return Ok(Self { group, scope_holder: None, no_bus: Some(error) });
                 }
@@ -76,7 +76,7 @@ pub(super) fn limit(job: &Job, group: &MachineGroup) -> Result<(), StepError> {
         match limits::set(group.path(), limit) {
             Err(e) if limit.optional => {
                 let text = format!("machine '{}' is not limited by `resources.{}`: {}", plan.name, e.key, e.cause);
-                (job.on_warning)(&text);
+                job.events.warn(&text);
             }
             other => other.map_err(doing)?,
         }

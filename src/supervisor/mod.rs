@@ -53,5 +53,5 @@ pub use self::error::MachineError;
 pub use self::job::Job;
 pub use self::prepare::{Prepared, prepare};
 pub use self::reap::reap;
-pub use self::sd_notify::tell_manager;
+pub use self::sd_notify::{has_manager, tell_manager};
 pub use crate::running::restart::{End, Exit};

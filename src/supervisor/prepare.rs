@@ -1,6 +1,7 @@
 //! Takes everything a machine needs of the host, before any process of it exists.
 
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use rustix::fs::Mode as FileMode;
 
@@ -11,11 +12,12 @@ use super::launch::{self, Created};
 use super::machine::Machine;
 use super::machine_cgroup::{self, Group, ScopeHolder};
 use super::registration::Registered;
-use super::session::{Report, Session, Starter};
+use super::session::{Session, Starter};
 use crate::cgroup;
 use crate::image::lock::{Beside, ImageLock};
 use crate::plan::mounts::{self, MountOp};
 use crate::plan::{IdPlan, TreePlan};
+use crate::report::{Event, Writer};
 use crate::rootfs::devices::{self, HostDevice};
 use crate::rootfs::idmap::{self, IdRangeLock};
 use crate::rootfs::{HeldTree, Use};
@@ -173,8 +175,8 @@ fn change_owners(job: &Job, held: &HeldTree, range: IdRange) -> Result<(), Machi
         cause: None,
         hint: Some("start the machine again: it goes on where it stopped".into()),
     };
-    let result = chown::give_to(&tree, range, &mut |done| (job.on_chown)(Some(done)));
-    (job.on_chown)(None);
+    let result = chown::give_to(&tree, range, &mut |done| job.events.tell(Event::Chown(Some(done))));
+    job.events.tell(Event::Chown(None));
     result.map(drop).map_err(|e| doing(e).into())
 }
 
@@ -200,9 +202,9 @@ impl Prepared {
         self.held.group.supervisor()
     }
 
-    /// Has the supervisor say `ready` on this socket when the machine is.
-    pub fn report_to(&mut self, socket: OwnedFd) {
-        self.starter.report = Some(Report { socket, warnings: Vec::new() });
+    /// Has the supervisor report there when the machine is ready.
+    pub fn report_to(&mut self, report: Rc<Writer>) {
+        self.starter.report = Some(report);
     }
 
     /// Has it give back a start slot when it is ready, or has ended.

@@ -46,6 +46,11 @@ impl ServiceManager {
         Self { address: get("NOTIFY_SOCKET"), watchdog: every.map(Interval::new) }
     }
 
+    /// Whether there is one.
+    pub(super) fn is_there(&self) -> bool {
+        self.address.is_some()
+    }
+
     pub(super) fn send(&self, text: &str) {
         if let Some(address) = &self.address {
             // It may have gone; the machine does not depend on it.
@@ -66,6 +71,11 @@ impl ServiceManager {
             self.send("WATCHDOG=1");
         }
     }
+}
+
+/// Whether we are a unit's main process that a service manager listens to.
+pub fn has_manager() -> bool {
+    ServiceManager::of_environment().is_there()
 }
 
 /// Shows a line of text as the status of the unit whose main process we are, if there is one.

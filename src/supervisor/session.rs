@@ -1,15 +1,16 @@
 //! What a supervisor knows of its machine over all its boots, and who waits for it.
 
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use super::job::Job;
 use super::registration::Registered;
 use super::sd_notify::ServiceManager;
+use crate::report::{Events as _, Writer};
 use crate::running::control::{self, Answer, Callers};
 use crate::running::restart::History;
 use crate::running::start_limit::StartSlot;
 use crate::sys::process::FilterInsn;
-use crate::sys::socket;
 
 /// What lasts from the first boot to the last.
 #[derive(Debug)]
@@ -35,24 +36,10 @@ pub(super) struct Session {
 /// Who waits until the machine is ready for the first time.
 #[derive(Debug, Default)]
 pub(super) struct Starter {
-    pub(super) report: Option<Report>,
+    /// Where a background supervisor reports, with its warnings.
+    pub(super) report: Option<Rc<Writer>>,
     /// Keeps further machines from starting until this one is ready or has ended.
     pub(super) slot: Option<StartSlot>,
-}
-
-/// Where a background supervisor reports its machine ready, with what there is to warn of.
-#[derive(Debug)]
-pub(super) struct Report {
-    pub(super) socket: OwnedFd,
-    pub(super) warnings: Vec<String>,
-}
-
-impl Report {
-    /// The line `ready`, then one line for each warning.
-    fn text(&self) -> String {
-        let warnings = self.warnings.iter().map(|text| text.lines().collect::<Vec<_>>().join(" "));
-        std::iter::once("ready".to_owned()).chain(warnings).collect::<Vec<_>>().join("\n")
-    }
 }
 
 impl Session {
@@ -72,23 +59,24 @@ impl Session {
     }
 
     /// Says that we go on without something: with the report of a background supervisor, else at once.
-    pub(super) fn warn(&mut self, text: String) {
-        match &mut self.starter.report {
-            Some(report) => report.warnings.push(text),
-            None => (self.job.on_warning)(&text),
+    pub(super) fn warn(&self, text: &str) {
+        match &self.starter.report {
+            Some(report) => report.warn(text),
+            None => self.job.events.warn(text),
         }
     }
 
     /// Reports the machine ready to `start`, to clients that wait for this boot, and to the service manager.
     pub(super) fn report_ready(&mut self, leader: i32) {
         self.starter.slot = None;
-        if let Some(mut report) = self.starter.report.take() {
-            report.warnings.extend(self.history.last().map(|last| {
+        if let Some(report) = self.starter.report.take() {
+            if let Some(last) = self.history.last() {
                 let (name, starts) = (&self.job.plan.name, self.history.restarts().saturating_add(1));
-                format!("machine '{name}' needed {starts} starts until it was ready; before the last it {last}")
-            }));
-            // A `start` that is gone is no failure of the machine.
-            let _ = socket::send(&report.socket, report.text().as_bytes(), &[]);
+                let text =
+                    format!("machine '{name}' needed {starts} starts until it was ready; before the last it {last}");
+                report.warn(&text);
+            }
+            report.finish(&Ok(()));
         }
         for (connection, killed) in self.wait_for_boot.drain(..) {
             // A client that is gone needs no answer.

@@ -21,10 +21,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::SignalFd;
 
-use super::output::{Failure, status, written};
+use super::output::{status, written};
 use super::stats::{self, Row, compare, waited};
-use crate::running::state::Statistics;
-use crate::spec::Layout;
+use crate::ops::Ops;
+use crate::report::OpError;
+use crate::running::view::Statistics;
 use crate::sys::{self, Context as _, Errno, process};
 use host::HostLoad;
 use keys::{Key, Keys};
@@ -133,23 +134,23 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
 }
 
 /// `machinist top`
-pub(super) fn top(layout: &Layout, args: &TopArguments) -> Result<u8, Failure> {
+pub(super) fn top(ops: &Ops, args: &TopArguments) -> Result<u8, OpError> {
     let style = Style { color: !args.no_color && !env_is_set("NO_COLOR"), unicode: is_unicode() };
     // Whatever is wrong from the start is said before the screen changes.
-    let mut view = View::new(args.sort, stats::sample(layout, &[])?);
+    let mut view = View::new(args.sort, stats::sample(ops, &[])?);
     if let Some(count) = args.batch {
-        return batch(layout, args, view, count, Style { color: false, ..style });
+        return batch(ops, args, view, count, Style { color: false, ..style });
     }
     let terminals = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     if !terminals || std::env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty()) {
-        return Err(Failure::usage("`machinist top` needs a terminal that can be drawn on")
+        return Err(OpError::usage("`machinist top` needs a terminal that can be drawn on")
             .hint("`machinist stats` prints the same once, `machinist top --batch 5` five times"));
     }
-    let failed = |e: sys::Error| Failure::call("cannot use the terminal", &e);
+    let failed = |e: sys::Error| OpError::call("cannot use the terminal", &e);
     let signals = process::signal_fd(&SIGNALS).map_err(failed)?;
     let screen = Screen::open(rustix::stdio::stdin(), rustix::stdio::stdout()).map_err(failed)?;
     screen.leave_before_panics();
-    let mut run = Run { layout, screen, signals, keys: Keys::default(), style, interval: args.interval };
+    let mut run = Run { ops, screen, signals, keys: Keys::default(), style, interval: args.interval };
     let end = run.watch(&mut view);
     // Back before anything is said.
     drop(run);
@@ -168,14 +169,14 @@ fn is_unicode() -> bool {
 }
 
 /// Prints pictures one below the other.
-fn batch(layout: &Layout, args: &TopArguments, mut view: View, count: u32, style: Style) -> Result<u8, Failure> {
+fn batch(ops: &Ops, args: &TopArguments, mut view: View, count: u32, style: Style) -> Result<u8, OpError> {
     const USUAL: usize = 120;
     let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).filter(|c| *c > 0);
     let mut failure = None;
     let written = written(|out| {
         for index in 0..count {
             std::thread::sleep(args.interval);
-            match stats::sample(layout, &[]) {
+            match stats::sample(ops, &[]) {
                 Ok(sample) => view.look(sample),
                 Err(e) => {
                     failure = Some(e);
@@ -290,7 +291,7 @@ const SECOND_LOOK: Duration = Duration::from_millis(500);
 
 /// The loop and what it waits for.
 struct Run<'a> {
-    layout: &'a Layout,
+    ops: &'a Ops,
     screen: Screen,
     signals: SignalFd,
     keys: Keys,
@@ -343,7 +344,7 @@ impl Run<'_> {
                 changed = true;
             }
             if Instant::now() >= next {
-                match stats::sample(self.layout, &[]) {
+                match stats::sample(self.ops, &[]) {
                     Ok(sample) => view.look(sample),
                     Err(failure) => view.problem = Some(failure.line()),
                 }

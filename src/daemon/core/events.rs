@@ -17,6 +17,7 @@ use super::restart;
 use super::state::{Daemon, Level};
 use crate::plan::limits::Limit;
 use crate::running::state;
+use crate::running::view::Summary;
 use crate::spec::MachineName;
 use crate::sys::{self, Context as _};
 
@@ -88,7 +89,7 @@ fn look(
         let current = Known { state: state.word(), leader: state.leader, limits: state.limits.clone() };
         let before = known.get(name.as_str());
         if before.is_none_or(|known| (known.state, known.leader) != (current.state, current.leader)) {
-            news.push((name.as_str().to_owned(), current.state, state::summary(name.as_str(), Some(&state))));
+            news.push((name.as_str().to_owned(), current.state, Summary::of(&state).to_json()));
         }
         // Those it starts with are no news.
         if before.is_some_and(|known| known.limits != current.limits) {
@@ -97,7 +98,7 @@ fn look(
         now.insert(name.as_str().to_owned(), current);
     }
     let ended = known.keys().filter(|name| !now.contains_key(*name));
-    news.extend(ended.map(|name| (name.clone(), "stopped", state::summary(name, None))));
+    news.extend(ended.map(|name| (name.clone(), "stopped", Summary::stopped(name).to_json())));
     *known = now;
     news
 }

@@ -1,6 +1,7 @@
 //! Runs this program again: the daemon itself neither clones nor waits for anything of a machine.
 //!
-//! What a verb does, says and exits with is the same whether it was typed or came over the bus.
+//! What a verb does and tells is the same whether it was typed or came over the bus: it reports to us by [`Line`]s on its
+//! standard output.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -12,39 +13,38 @@ use zruntime::{AsyncIo, Shared};
 use super::error::{Failure, Outcome};
 use super::registry::Process;
 use super::state::{Daemon, ended};
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Finished {
-    /// Exit status, or 128 and the number of the signal.
-    pub(crate) status: i32,
-    /// What it said on standard error, if that was ours.
-    pub(crate) said: String,
-}
-
-impl Finished {
-    /// The failure that it reported, without the word in front.
-    pub(crate) fn check(&self) -> Outcome {
-        if self.status == 0 {
-            return Ok(());
-        }
-        let text = self.said.trim_end();
-        let text = text.strip_prefix("error: ").unwrap_or(text);
-        // What sysexits calls the reason: not permitted, and a bad definition.
-        match self.status {
-            77 => Err(Failure::access_denied(text)),
-            2 | 78 => Err(Failure::invalid_args(text)),
-            _ => Err(Failure::failed(text)),
-        }
-    }
-}
+use crate::report::{Event, Kind, Line, OpError};
 
 /// Variables that are meant for the daemon alone.
 const OURS: [&str; 7] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "INVOCATION_ID"];
 
-/// More than this of what a verb says is not kept.
-const LONGEST: usize = 64 * 1024;
+/// More than this of a report is not kept.
+const LONGEST: usize = 1 << 20;
+
+/// Why a verb failed, if it did: in words for people.
+pub(crate) fn check(events: &[Event]) -> Outcome {
+    let errors = events.iter().filter_map(|event| match event {
+        Event::Failed(error) => Some(error),
+        _ => None,
+    });
+    let errors: Vec<&OpError> = errors.collect();
+    let Some(last) = errors.last() else { return Ok(()) };
+    let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\nerror: ");
+    Err(match last.kind {
+        Kind::NotPermitted => Failure::access_denied(text),
+        Kind::Usage | Kind::BadConfig => Failure::invalid_args(text),
+        _ => Failure::failed(text),
+    })
+}
+
+/// What a verb warned of.
+pub(crate) fn warnings(events: &[Event]) -> impl Iterator<Item = &str> {
+    events.iter().filter_map(|event| match event {
+        Event::Warning(text) => Some(text.as_str()),
+        _ => None,
+    })
+}
 
 impl Daemon {
     /// This program with `arguments`, for the same places on the host.
@@ -68,28 +68,38 @@ impl Daemon {
 
     /// Starts a machine and comes back when it is ready.
     pub(crate) async fn start(&self, name: &str) -> Outcome {
-        self.run(&["start", "--", name]).await?.check()
+        check(&self.run(&["start", "--", name]).await?)
     }
 
-    /// Runs a verb with nothing on its standard input and gives what it said.
-    pub(crate) async fn run(&self, arguments: &[&str]) -> Outcome<Finished> {
-        let mut command = self.program(arguments.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    /// Runs a verb with nothing on its standard input and gives what it told; if it failed, the last is why.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Outcome<Vec<Event>> {
+        let mut command = self.program(["--report"].iter().chain(arguments).copied());
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(Failure::failed)?;
-        let mut said = Vec::new();
-        if let Some(stderr) = child.stderr.take() {
-            let pipe = AsyncIo::<_, Shared>::new(&self.runtime, stderr).map_err(Failure::failed)?;
+        let mut report = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            let pipe = AsyncIo::<_, Shared>::new(&self.runtime, stdout).map_err(Failure::failed)?;
             let mut buffer = [0; 4096];
             loop {
                 match pipe.read_with(|pipe| rustix::io::read(pipe, &mut buffer).map_err(Into::into)).await {
                     Ok(0) | Err(_) => break,
-                    Ok(count) if said.len() < LONGEST => said.extend_from_slice(&buffer[..count]),
+                    Ok(count) if report.len() < LONGEST => report.extend_from_slice(&buffer[..count]),
                     Ok(_) => {}
                 }
             }
         }
         let status = self.wait(child).await?;
-        Ok(Finished { status, said: String::from_utf8_lossy(&said).into_owned() })
+        let mut lines = Line::parse(&report);
+        let end = match lines.pop() {
+            Some(Line::Done) => None,
+            Some(Line::Failed(error)) => Some(Event::Failed(error)),
+            _ => Some(Event::Failed(OpError::new(format!("the process for it ended with status {status}")))),
+        };
+        let events = lines.into_iter().filter_map(|line| match line {
+            Line::Event(event) => Some(event),
+            Line::Done | Line::Failed(_) => None,
+        });
+        Ok(events.chain(end).collect())
     }
 
     /// Runs a verb on the caller's files and ends it when the caller ends.
@@ -98,7 +108,7 @@ impl Daemon {
         arguments: Vec<OsString>,
         files: [OwnedFd; 3],
         caller: Option<Process>,
-    ) -> Outcome<Finished> {
+    ) -> Outcome<i32> {
         let mut command = self.program(arguments);
         let [stdin, stdout, stderr] = files;
         command.stdin(stdin).stdout(stdout).stderr(stderr);
@@ -117,7 +127,7 @@ impl Daemon {
         });
         let status = self.wait(child).await;
         drop(watcher);
-        Ok(Finished { status: status?, said: String::new() })
+        status
     }
 
     async fn wait(&self, mut child: Child) -> Outcome<i32> {

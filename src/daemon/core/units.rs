@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::caller::Caller;
 use super::error::{Failure, Outcome};
 use super::machines;
+use super::program;
 use super::state::{Daemon, Level, lock};
 use crate::config::definition;
 use crate::running::autostart;
@@ -187,11 +188,10 @@ pub(crate) async fn work(daemon: &Daemon, job: Job, name: &MachineName) -> Outco
         return Ok(());
     }
     lock(&daemon.stand_in.failed).remove(name);
-    let finished = daemon.run(&["--quiet", verb, "--", name.as_str()]).await?;
-    let result = finished.check();
+    let events = daemon.run(&[verb, "--", name.as_str()]).await?;
+    let result = program::check(&events);
     match &result {
-        // What is left is what it warned of.
-        Ok(()) => finished.said.lines().for_each(|line| daemon.say(Level::Warning, line)),
+        Ok(()) => program::warnings(&events).for_each(|text| daemon.say(Level::Warning, &format!("warning: {text}"))),
         Err(failure) => {
             daemon.say(Level::Err, &failure.text);
             if verb != "stop" {

@@ -1,20 +1,24 @@
 //! Machines by their definitions: listed, looked at, started, stopped, limited, and commands run in them.
 //!
 //! What changes one is done by this program's own verbs ([`super::program`]), so that a machine that is started over
-//! the bus is no other than one that was started by hand, and errors are the same to the letter.
+//! the bus is no other than one that was started by hand, and errors are the same to the letter ([`perform`]).
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::caller::Caller;
 use super::error::{Failure, Outcome};
+use super::program::{check, warnings};
 use super::registry::Process;
 use super::state::Daemon;
 use crate::config;
-use crate::running::state::{self, State, Statistics};
+use crate::report::{Event, OpError, Request};
+use crate::running::state::{self, State};
+use crate::running::view::{Statistics, Status, Summary};
 use crate::spec::MachineName;
 
 /// Actions of polkit, as `packaging/polkit` defines them.
@@ -44,11 +48,11 @@ fn read(daemon: &Daemon, name: &MachineName) -> Option<State> {
 pub(crate) fn find(daemon: &Daemon, text: &str) -> Outcome<Value> {
     let name = MachineName::parse(text).map_err(|_| Failure::invalid_args("Invalid machine name"))?;
     if let Some(state) = read(daemon, &name) {
-        return Ok(state.details());
+        return Ok(Status::of(&state).to_json());
     }
     let defined = config::list(&daemon.layout).into_iter().find(|(defined, _)| *defined == name);
     let (_, path) = defined.ok_or_else(|| Failure::no_such_machine(text))?;
-    Ok(serde_json::json!({ "name": text, "state": "stopped", "definition": path }))
+    Ok(Status::stopped(&name, path).to_json())
 }
 
 /// A summary of all machines that run, or that are defined, too.
@@ -57,7 +61,11 @@ pub(crate) async fn list(daemon: &Daemon, caller: &Caller, all: bool) -> Outcome
     let names = names(daemon);
     let states = names.iter().map(|name| (name, MachineName::parse(name).ok().and_then(|n| read(daemon, &n))));
     let shown = states.filter(|(_, state)| all || state.is_some());
-    Ok(shown.map(|(name, state)| state::summary(name, state.as_ref())).collect())
+    let summary = |(name, state): (&String, Option<State>)| match state {
+        Some(state) => Summary::of(&state).to_json(),
+        None => Summary::stopped(name).to_json(),
+    };
+    Ok(shown.map(summary).collect())
 }
 
 /// What is known of one machine.
@@ -78,7 +86,7 @@ pub(crate) async fn statistics(daemon: &Daemon, caller: &Caller, wanted: &[Strin
         [name] => authorise(daemon, caller, name, INSPECT, "stats").await?,
         _ => daemon.authorise(caller, INSPECT, &[("verb", "stats")]).await?,
     }
-    Ok(states.iter().map(State::statistics).collect())
+    Ok(states.iter().map(Statistics::of).collect())
 }
 
 /// The state of a machine that must be running, or what the command line says of one that is not.
@@ -91,40 +99,71 @@ async fn authorise(daemon: &Daemon, caller: &Caller, name: &str, action: &str, v
     daemon.authorise(caller, action, &[("machine", name), ("verb", verb)]).await
 }
 
-/// Starts a machine; `alone` if the caller sees to what it needs.
-pub(crate) async fn start(daemon: &Daemon, caller: &Caller, name: &str, alone: bool) -> Outcome {
-    // A name and nothing else: this program takes files, too.
-    MachineName::parse(name).map_err(Failure::invalid_args)?;
-    if !exists(daemon, name) {
-        let error = config::load(&daemon.layout, name).err().map(|e| e.render(false)).unwrap_or_default();
-        return Err(Failure::invalid_args(error.trim_start_matches("error: ").trim_end()));
+/// Does what root's command line does by itself, and gives what was told of it; if it failed, the last is why.
+pub(crate) async fn perform(daemon: &Daemon, caller: &Caller, request: &Request) -> Outcome<Vec<Event>> {
+    let name = request.name();
+    let parsed = MachineName::parse(name).map_err(Failure::invalid_args)?;
+    let missing = match request {
+        // A name and nothing else: this program takes files, too.
+        Request::Start { .. } if !exists(daemon, name) => config::load(&daemon.layout, name).err().map(OpError::from),
+        Request::Stop { .. } | Request::Reboot { .. } | Request::Set { save: false, .. } => {
+            read(daemon, &parsed).is_none().then(|| OpError::not_running(name))
+        }
+        Request::Start { .. } | Request::Set { save: true, .. } => None,
+    };
+    if let Some(error) = missing {
+        return Ok(vec![Event::Failed(error)]);
     }
-    authorise(daemon, caller, name, MANAGE, "start").await?;
-    let verb: &[&str] = if alone { &["start", "--alone"] } else { &["start"] };
-    daemon.run(&[verb, &["--", name]].concat()).await?.check()
+    let (action, verb) = match request {
+        Request::Start { .. } => (MANAGE, "start"),
+        Request::Stop { .. } => (MANAGE, "stop"),
+        Request::Reboot { .. } => (MANAGE, "restart"),
+        Request::Set { .. } => (LIMIT, "set"),
+    };
+    authorise(daemon, caller, name, action, verb).await?;
+    let mut words: Vec<String> = Vec::new();
+    let mut settings: &[String] = &[];
+    match request {
+        Request::Start { alone, .. } => {
+            words.push("start".into());
+            words.extend(alone.then(|| "--alone".into()));
+        }
+        Request::Stop { timeout, .. } => {
+            words.push("stop".into());
+            words.extend(timeout.map(|time| format!("--timeout={}ms", time.as_micros().div_ceil(1000))));
+        }
+        Request::Reboot { .. } => words.push("reboot".into()),
+        Request::Set { settings: wanted, save, .. } => {
+            words.push("set".into());
+            words.extend(save.then(|| "--save".into()));
+            settings = wanted;
+        }
+    }
+    let words = words.iter().map(String::as_str).chain(["--", name]).chain(settings.iter().map(String::as_str));
+    daemon.run(&words.collect::<Vec<_>>()).await
+}
+
+/// The same, failing if it failed.
+async fn perform_well(daemon: &Daemon, caller: &Caller, request: &Request) -> Outcome<Vec<Event>> {
+    let events = perform(daemon, caller, request).await?;
+    check(&events)?;
+    Ok(events)
+}
+
+/// Starts a machine with what it needs.
+pub(crate) async fn start(daemon: &Daemon, caller: &Caller, name: &str) -> Outcome {
+    perform_well(daemon, caller, &Request::Start { name: name.to_owned(), alone: false }).await.map(drop)
 }
 
 /// Stops a machine, within so many microseconds; gives what there was to warn of.
 pub(crate) async fn stop(daemon: &Daemon, caller: &Caller, name: &str, timeout: Option<u64>) -> Outcome<String> {
-    running(daemon, name)?;
-    authorise(daemon, caller, name, MANAGE, "stop").await?;
-    let mut arguments = vec!["stop".to_owned()];
-    if let Some(timeout) = timeout {
-        arguments.extend(["--timeout".into(), format!("{}ms", timeout.div_ceil(1000))]);
-    }
-    arguments.extend(["--".into(), name.to_owned()]);
-    let finished = daemon.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await?;
-    finished.check()?;
-    Ok(remark(&finished.said))
+    let request = Request::Stop { name: name.to_owned(), timeout: timeout.map(Duration::from_micros) };
+    Ok(remark(&perform_well(daemon, caller, &request).await?))
 }
 
 /// Reboots a machine; gives what there was to warn of.
 pub(crate) async fn restart(daemon: &Daemon, caller: &Caller, name: &str) -> Outcome<String> {
-    running(daemon, name)?;
-    authorise(daemon, caller, name, MANAGE, "restart").await?;
-    let finished = daemon.run(&["reboot", "--", name]).await?;
-    finished.check()?;
-    Ok(remark(&finished.said))
+    Ok(remark(&perform_well(daemon, caller, &Request::Reboot { name: name.to_owned() }).await?))
 }
 
 /// Changes limits and gives what was done, in words, a line each.
@@ -132,26 +171,21 @@ pub(crate) async fn set_limits(
     daemon: &Daemon,
     caller: &Caller,
     name: &str,
-    settings: &[String],
+    settings: Vec<String>,
     save: bool,
 ) -> Outcome<String> {
-    if save {
-        MachineName::parse(name).map_err(Failure::invalid_args)?;
-    } else {
-        running(daemon, name)?;
-    }
-    authorise(daemon, caller, name, LIMIT, "set").await?;
-    let options: &[&str] = if save { &["set", "--save", "--"] } else { &["set", "--"] };
-    let arguments = options.iter().copied().chain([name]).chain(settings.iter().map(String::as_str));
-    let finished = daemon.run(&arguments.collect::<Vec<_>>()).await?;
-    finished.check()?;
-    Ok(finished.said.trim_end().to_owned())
+    let events = perform_well(daemon, caller, &Request::Set { name: name.to_owned(), settings, save }).await?;
+    let lines = events.iter().filter_map(|event| match event {
+        Event::Warning(text) => Some(format!("warning: {text}")),
+        Event::Done(done) => Some(done.to_string()),
+        _ => None,
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// What a verb that succeeded warned of, as one text without the word in front.
-fn remark(said: &str) -> String {
-    let warnings = said.lines().filter_map(|line| line.strip_prefix("warning: "));
-    warnings.collect::<Vec<_>>().join("\n")
+/// What was warned of, a line each.
+fn remark(events: &[Event]) -> String {
+    warnings(events).collect::<Vec<_>>().join("\n")
 }
 
 /// Checks every definition and says which are wrong. Nothing is kept of them that could be stale.
@@ -222,6 +256,5 @@ pub(crate) async fn exec(daemon: &Daemon, caller: &Caller, name: &str, wanted: E
         daemon.require_root(caller, "Exec").await?;
     }
     let process = Process::open(daemon.credentials(caller).await?.pid).ok();
-    let finished = daemon.run_for(arguments, files, process).await?;
-    Ok(finished.status)
+    daemon.run_for(arguments, files, process).await
 }

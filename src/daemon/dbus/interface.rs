@@ -367,7 +367,7 @@ pub(crate) static OWN_MANAGER: LazyLock<Interface> = LazyLock::new(|| {
          method GetMachine s:name > a{sv}:machine
          method GetStatistics as:names > aa{sv}:machines
          method Start s:name >
-         method StartAlone s:name >
+         method Perform s:request > s:report
          method Stop s:name t:timeout_usec > s:remark
          method Restart s:name > s:remark
          method SetLimits s:name as:settings b:save > s:said

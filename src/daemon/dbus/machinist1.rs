@@ -7,9 +7,10 @@ use zbus::wire::{OwnedFd as BusFd, Variant};
 
 use super::call::{Answer, Call, Properties, arguments};
 use super::face::to_dictionary;
+use crate::daemon::core::error::Failure;
 use crate::daemon::core::state::Daemon;
 use crate::daemon::core::verbs::{self, Exec};
-use crate::running::state::Statistics;
+use crate::running::view::Statistics;
 
 pub(crate) fn manager_properties() -> Properties {
     vec![("Version", Variant::from(env!("CARGO_PKG_VERSION")))]
@@ -33,8 +34,11 @@ pub(crate) async fn manager_call(daemon: &Daemon, call: &Call, member: &str) -> 
             let all = verbs::statistics(daemon, caller, &call.arguments::<Vec<String>>()?).await?;
             call.reply(&all.iter().map(dictionary).collect::<Vec<_>>())
         }
-        // What it needs has been seen to by the caller.
-        "StartAlone" => call.reply(&verbs::start(daemon, caller, &call.arguments::<String>()?, true).await?),
+        "Perform" => {
+            let request = serde_json::from_str(&call.arguments::<String>()?).map_err(Failure::invalid_args)?;
+            let events = verbs::perform(daemon, caller, &request).await?;
+            call.reply(&serde_json::to_string(&events).map_err(Failure::failed)?)
+        }
         "Reload" => call.reply(&verbs::reload(daemon, caller).await?),
         _ => machine_call(daemon, call, member.trim_end_matches("Machine"), None).await,
     }
@@ -56,7 +60,7 @@ pub(crate) async fn machine_call(daemon: &Daemon, call: &Call, member: &str, nam
         }
         "Start" => {
             arguments!(call, name);
-            call.reply(&verbs::start(daemon, caller, &name, false).await?)
+            call.reply(&verbs::start(daemon, caller, &name).await?)
         }
         "Restart" => {
             arguments!(call, name);
@@ -70,7 +74,7 @@ pub(crate) async fn machine_call(daemon: &Daemon, call: &Call, member: &str, nam
         }
         "SetLimits" => {
             arguments!(call, name, settings: Vec<Text>, save: bool);
-            call.reply(&verbs::set_limits(daemon, caller, &name, &settings, save).await?)
+            call.reply(&verbs::set_limits(daemon, caller, &name, settings, save).await?)
         }
         "Exec" => {
             arguments!(

@@ -11,29 +11,55 @@ use std::path::{Path, PathBuf};
 use imports::Tree;
 
 /// Each module and what it may import; the order is from the words and the force up to the faces.
-const LAYERS: [(&str, &[&str]); 15] = [
+const LAYERS: [(&str, &[&str]); 17] = [
     ("spec", &[]),
     ("sys", &[]),
     ("host", &["spec", "sys"]),
-    ("bus", &["spec", "sys"]),
+    ("report", &["sys"]),
+    ("bus", &["spec", "sys", "report"]),
     ("plan", &["spec", "host"]),
     // `plan::seccomp` alone: the words that a filter may be made of are known where the filter is made, and a
     // machine file with a wrong one must be refused with its line. See `only_the_words_of_the_filter_reach_up`.
-    ("config", &["spec", "plan"]),
+    ("config", &["spec", "report", "plan"]),
     ("tree", &["spec", "sys"]),
     ("rootfs", &["spec", "sys", "host", "plan", "tree"]),
     ("cgroup", &["spec", "sys", "host", "plan"]),
     ("image", &["spec", "sys", "tree"]),
     ("running", &["spec", "sys", "plan", "config", "cgroup"]),
     ("enter", &["spec", "sys", "host", "plan", "tree", "cgroup", "running"]),
-    ("supervisor", &["spec", "sys", "host", "bus", "plan", "tree", "rootfs", "cgroup", "image", "running", "enter"]),
+    (
+        "supervisor",
+        &["spec", "sys", "report", "host", "bus", "plan", "tree", "rootfs", "cgroup", "image", "running", "enter"],
+    ),
     // It runs no machine, so it knows nothing of the supervisor.
-    ("daemon", &["spec", "sys", "host", "bus", "plan", "config", "tree", "cgroup", "image", "running", "enter"]),
+    (
+        "daemon",
+        &["spec", "sys", "report", "host", "bus", "plan", "config", "tree", "cgroup", "image", "running", "enter"],
+    ),
+    (
+        "ops",
+        &[
+            "spec",
+            "sys",
+            "report",
+            "host",
+            "bus",
+            "plan",
+            "config",
+            "rootfs",
+            "cgroup",
+            "image",
+            "running",
+            "enter",
+            "supervisor",
+        ],
+    ),
     (
         "cli",
         &[
             "spec",
             "sys",
+            "report",
             "host",
             "bus",
             "plan",
@@ -45,6 +71,7 @@ const LAYERS: [(&str, &[&str]); 15] = [
             "running",
             "enter",
             "supervisor",
+            "ops",
             "daemon",
         ],
     ),
