@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::UnitPlan;
+use super::cgroup::UnitPlan;
 use crate::host::LimitFacts;
 use crate::spec::{Amount, Bound, IoMax, NumberSet, ResourceKey, Resources, Unmet, Weight};
 

@@ -4,22 +4,29 @@
 //! prints it without root, tests compare it, and the supervisor's children carry it out word for word.
 //! Ids in a plan are the machine's own; the code that carries it out adds the shift of the range that was picked.
 
+mod cgroup;
 pub mod dependencies;
 pub mod limits;
 pub mod mounts;
+mod namespaces;
 pub mod privileges;
+mod root;
 pub mod seccomp;
 pub mod unit;
+
+pub use cgroup::{CgroupPlan, UnitPlan, group_below_own};
+pub use namespaces::{IdPlan, Namespace, Namespaces};
+pub use root::{OverlayMethod, OverlayPlan, RootPlan, TmpfsMethod, TreePlan, UpperPlan};
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::host::{CgroupFacts, HostFacts};
+use crate::host::HostFacts;
 use crate::spec::{
-    Clock, Console, DEFAULT_PATH, IdRange, InitKind, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Order,
-    Ownership, Payload, Ready, Register, RestartPolicy, RootSource, Scope, Unmet, Upper, UserMode, Volatile,
+    Clock, Console, DEFAULT_PATH, InitKind, Layout, MachineId, MachineName, MachineSpec, NetworkMode, Order, Ownership,
+    Payload, Ready, Register, RestartPolicy, RootSource, Scope, Unmet, UserMode,
 };
 use limits::Limit;
 use mounts::MountOp;
@@ -64,169 +71,6 @@ pub struct Plan {
     pub order: Order,
     /// What the host cannot do or the user should know, one sentence each.
     pub notes: Vec<String>,
-}
-
-/// The namespaces of a machine besides that of mounts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "the kernel's names")]
-pub struct Namespaces {
-    /// Ids and capabilities. The children cannot join one: they need the rights of the host until the end.
-    pub user: Namespace,
-    pub network: Namespace,
-    pub pid: Namespace,
-    pub uts: Namespace,
-    pub ipc: Namespace,
-    pub cgroup: Namespace,
-    /// Boot clock.
-    pub time: Namespace,
-}
-
-/// Where a machine gets a namespace from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Namespace {
-    /// It is made for the machine.
-    New,
-    /// The host's.
-    Host,
-    /// The one that this file stands for, as `ip netns` makes them.
-    Join(PathBuf),
-}
-
-impl Namespace {
-    fn new_if(new: bool) -> Self {
-        if new { Self::New } else { Self::Host }
-    }
-
-    /// Whether it is made for the machine.
-    pub fn is_new(&self) -> bool {
-        *self == Self::New
-    }
-
-    /// Whether it is another one than the host's.
-    pub fn is_own(&self) -> bool {
-        *self != Self::Host
-    }
-}
-
-/// Which host ids a machine gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum IdPlan {
-    /// Those of the host: no user namespace.
-    Host,
-    /// A user namespace onto the host's first 65,536 ids.
-    Identity,
-    /// The remembered range, or one picked by the machine's name.
-    Picked,
-    /// Exactly this range.
-    Fixed(IdRange),
-}
-
-/// The root tree.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct RootPlan {
-    /// Directory or overlay, with every name turned into a path.
-    pub source: TreePlan,
-    /// No writes to it.
-    pub read_only: bool,
-    /// What of it forgets its writes.
-    pub volatile: Volatile,
-    /// Refuse a tree without os-release.
-    pub check_os_release: bool,
-}
-
-/// A tree of the host or a stack of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TreePlan {
-    /// This directory.
-    Directory(PathBuf),
-    /// This stack.
-    Overlay(OverlayPlan),
-}
-
-/// An overlay mount.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct OverlayPlan {
-    /// Topmost first.
-    pub lower: Vec<PathBuf>,
-    /// Where writes go; without one the overlay is read-only.
-    pub upper: Option<UpperPlan>,
-}
-
-/// Where the writes of an overlay go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum UpperPlan {
-    /// A tmpfs that lives as long as the mount.
-    Memory,
-    /// `upper` and `work` in this directory, which is made if missing.
-    Directory(PathBuf),
-}
-
-/// How an overlay gets its layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OverlayMethod {
-    /// As open files (Linux 6.13).
-    OpenFiles,
-    /// By path: each is attached in a private mount namespace first.
-    Attached,
-}
-
-/// How the file systems in memory that are made for a machine come to belong to its ids, where these are not the host's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TmpfsMethod {
-    /// By an idmapped mount (Linux 6.3), which saves a chown for each node.
-    Map,
-    /// Each node is given to them.
-    Chown,
-}
-
-/// The machine's control group, relative to the cgroup2 mount.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct CgroupPlan {
-    /// Where cgroup2 is mounted.
-    pub mount: PathBuf,
-    /// The machine's group, beginning with a slash; `supervisor` and `payload` are made in it.
-    pub group: String,
-    /// Whose it is.
-    pub unit: UnitPlan,
-}
-
-/// Whose the machine's control group is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
-pub enum UnitPlan {
-    /// Of no unit: the supervisor makes and removes the group.
-    None,
-    /// Of the unit whose main process the supervisor is.
-    Own(String),
-    /// Of a scope that the service manager makes; the group is where that is expected.
-    Scope {
-        /// Name of the scope.
-        unit: String,
-        /// The machine's group, of no unit, if the service manager cannot be reached.
-        otherwise: String,
-    },
-}
-
-impl CgroupPlan {
-    /// What is done if the service manager does not make the scope; the plan itself if it asks for none.
-    pub fn without_scope(&self) -> Self {
-        match &self.unit {
-            UnitPlan::Scope { otherwise, .. } => {
-                Self { mount: self.mount.clone(), group: otherwise.clone(), unit: UnitPlan::None }
-            }
-            UnitPlan::None | UnitPlan::Own(_) => self.clone(),
-        }
-    }
 }
 
 /// What runs as PID 1, and what is passed to it.
@@ -365,12 +209,12 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
         cgroup: Namespace::New,
         time: Namespace::new_if(spec.boot.clock == Clock::Own),
     };
-    let root = plan_root(spec, layout);
+    let root = root::plan(spec, layout);
     let mounts = mounts::plan(spec, &namespaces, layout);
     check_uppers(&root, &mounts)?;
     let seccomp =
         SyscallPolicy { allow: spec.security.seccomp_allow.clone(), deny: spec.security.seccomp_deny.clone() };
-    let cgroup = plan_cgroup(spec, facts.systemd, cgroup, layout);
+    let cgroup = cgroup::plan(spec, facts.systemd, cgroup, layout);
     let environment = environment(spec, facts);
     let (limits, mut unmet) = limits::plan(&spec.resources, &facts.limits, &cgroup.unit).map_err(PlanError::Limits)?;
     let mut notes = notes(spec, facts, &namespaces, layout.scope());
@@ -414,56 +258,9 @@ pub fn build(spec: &MachineSpec, facts: &HostFacts, layout: &Layout) -> Result<P
     })
 }
 
-/// A machine with a unit of its own runs in the unit's group; without one, we ask systemd for a scope, because groups
-/// below other units are not ours. A group from the definition takes precedence over both.
-fn plan_cgroup(spec: &MachineSpec, systemd: bool, cgroup: &CgroupFacts, layout: &Layout) -> CgroupPlan {
-    let mount = cgroup.mount.clone();
-    let name = layout.cgroup_name(&spec.name);
-    if let Some(parent) = &spec.cgroup_parent {
-        let group = format!("{}/{name}", parent.trim_end_matches('/'));
-        return CgroupPlan { mount, group, unit: UnitPlan::None };
-    }
-    if let Some(unit) = &cgroup.unit {
-        return CgroupPlan { mount, group: cgroup.delegated().to_owned(), unit: UnitPlan::Own(unit.clone()) };
-    }
-    // systemd knows nothing of other roots.
-    if systemd && layout.is_host() {
-        let unit = format!("{name}.scope");
-        let group = format!("/machine.slice/{unit}");
-        let otherwise = group_below_own(cgroup, layout, &spec.name);
-        return CgroupPlan { mount, group, unit: UnitPlan::Scope { unit, otherwise } };
-    }
-    CgroupPlan { mount, group: group_below_own(cgroup, layout, &spec.name), unit: UnitPlan::None }
-}
-
-/// The machine's group below the one we run in.
-pub fn group_below_own(cgroup: &CgroupFacts, layout: &Layout, name: &MachineName) -> String {
-    format!("{}/{}", cgroup.delegated().trim_end_matches('/'), layout.cgroup_name(name))
-}
-
 /// Capabilities that can be given: a new user namespace begins with all, the host's own are bounded.
 fn available(namespaces: &Namespaces, facts: &HostFacts) -> u64 {
     if namespaces.user.is_own() { u64::MAX } else { facts.capabilities }
-}
-
-fn plan_root(spec: &MachineSpec, layout: &Layout) -> RootPlan {
-    let source = match &spec.root.source {
-        RootSource::Directory(path) => TreePlan::Directory(path.clone()),
-        RootSource::Overlay { lower, upper } => TreePlan::Overlay(OverlayPlan {
-            lower: lower.iter().map(|l| layout.layer(l)).collect(),
-            upper: Some(upper_plan(spec, layout, upper, "root")),
-        }),
-    };
-    RootPlan {
-        source,
-        read_only: spec.root.read_only || spec.root.volatile != Volatile::No,
-        volatile: spec.root.volatile,
-        check_os_release: spec.boot.check_os_release,
-    }
-}
-
-pub(crate) fn upper_plan(spec: &MachineSpec, layout: &Layout, upper: &Upper, which: &str) -> UpperPlan {
-    layout.upper(&spec.name, upper, which).map_or(UpperPlan::Memory, UpperPlan::Directory)
 }
 
 /// Refuses overlays that the kernel would accept or refuse with a bare EBUSY or ELOOP, and silently damage.

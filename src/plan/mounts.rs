@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Namespaces, OverlayPlan, upper_plan};
+use super::namespaces::Namespaces;
+use super::root::{OverlayPlan, upper_plan};
 use crate::spec::{Bind, Device, GuestPath, Layout, MachineSpec, NetworkMode, Propagation, Tmpfs, Volatile};
 
 /// Where PID 1 of the machine sends its notifications.

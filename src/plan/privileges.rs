@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Namespaces;
+use super::namespaces::Namespaces;
 use crate::spec::{CAPABILITIES, Device, Permission, ProcessLimits, Security};
 
 /// Kept by every machine: what systemd-nspawn keeps.

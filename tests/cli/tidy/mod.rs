@@ -124,7 +124,7 @@ const LOOKS: [&str; 10] = [
 ];
 
 /// Rooms that still have circles; entries only go.
-const CIRCLES: [&str; 3] = ["cli", "ops", "plan"];
+const CIRCLES: [&str; 1] = ["cli"];
 
 const LONGEST: usize = 650;
 const LONGEST_MEDIAN: usize = 350;
