@@ -157,7 +157,7 @@ impl<'a> Daemon<'a> {
         let stream = UnixStream::from(stream);
         zbus::block_on(async {
             // A request may take long; finding out whether the daemon is there must not.
-            let runtime = zruntime::SharedRuntime::current().map_err(|e| Refused::failed(e))?;
+            let runtime = zruntime::SharedRuntime::current().map_err(Refused::failed)?;
             let reached = runtime.timeout(REACHED, self.reach(stream)).await;
             let Ok(Ok((connection, there))) = reached else { return Err(Refused::Absent) };
             let result = if there { words(&connection).await } else { Err(Refused::Absent) };
@@ -200,7 +200,7 @@ fn text(request: &Request) -> Result<String, Refused> {
 }
 
 fn events(text: &str) -> Result<Vec<Event>, Refused> {
-    serde_json::from_str(text).map_err(|e| Refused::failed(format!("the daemon answered nonsense: {e}")))
+    serde_json::from_str(text).map_err(|e| Refused::failed(format!("the daemon gave an invalid reply: {e}")))
 }
 
 fn refused(error: zbus::Error) -> Refused {

@@ -52,9 +52,9 @@ pub(super) enum Verb {
     /// Stop machines in their init's own way
     #[command(alias = "poweroff")]
     Stop(stop::StopArguments),
-    /// Have machines start with the host
+    /// Start machines at boot
     Enable(enable::EnableArguments),
-    /// Have machines not start with the host any more
+    /// Do not start machines at boot
     Disable(enable::EnableArguments),
     /// Restart machines in their init's own way
     Reboot(Names),
@@ -63,7 +63,7 @@ pub(super) enum Verb {
     Kill(kill::KillArguments),
     /// Suspend every process of machines
     Freeze(Names),
-    /// Let frozen machines go on
+    /// Resume frozen machines
     Thaw(Names),
     /// Change the limits of a machine while it runs
     Set(set::SetArguments),
@@ -98,7 +98,7 @@ pub(super) enum Verb {
     Logs {
         /// The machine
         name: String,
-        /// Go on as it writes more
+        /// Follow new output
         #[arg(long, short)]
         follow: bool,
         /// Only the last N lines
@@ -151,7 +151,7 @@ pub(super) enum Verb {
         #[arg(value_name = "NAME|FILE")]
         name: String,
     },
-    /// Look at the images that machines start from, and change them
+    /// Manage images, the trees that machines start from
     Image {
         #[command(subcommand)]
         verb: image::ImageVerb,
@@ -160,7 +160,7 @@ pub(super) enum Verb {
     FlatImage(image::FlatVerb),
     /// Print the JSON schema of the machine file
     Schema,
-    /// Tell what happens to machines, as it happens
+    /// Show events as they occur
     Events,
     /// Serve machines on the bus, to machinectl and others
     Daemon(daemon::DaemonArguments),

@@ -47,7 +47,7 @@ pub enum ShowStyle {
     Origin {
         /// Columns of the terminal; without them values are not cut.
         width: Option<usize>,
-        /// Whether what nobody set is dimmed.
+        /// Whether defaults are dimmed.
         color: bool,
     },
     /// One object with the file's shape.
@@ -85,8 +85,7 @@ pub fn check(
         let (family, asked) = Family::gather(layout, group);
         let graph = crate::ops::graph(&family);
         for (name, asked) in group.iter().zip(asked) {
-            let machine =
-                asked.and_then(|name| graph.circle(&name).map_or(Ok(name), |circle| Err(family.circle(&circle))));
+            let machine = asked.and_then(|name| graph.cycle(&name).map_or(Ok(name), |cycle| Err(family.cycle(&cycle))));
             let member = machine.as_ref().map(|machine| family.get(machine));
             match member.and_then(|member| member.map(|m| m.loaded().map(|loaded| (m, loaded))).transpose()) {
                 Ok(Some((member, loaded))) => {

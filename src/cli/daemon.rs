@@ -13,7 +13,7 @@ use crate::spec::Layout;
 /// Whether to serve `org.freedesktop.machine1`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Whether {
-    /// If nobody else does, nor could be started to
+    /// If no other service has it or can be activated for it
     Auto,
     /// Yes, or fail
     Yes,
@@ -69,7 +69,7 @@ pub(crate) fn help(layout: &Layout, sealed: bool) -> Result<u8, OpError> {
     daemon::help(layout).map_err(|e| OpError::new(e.to_string()))
 }
 
-/// One line on standard error, with the priority that the journal reads where nobody watches.
+/// One line on standard error, with the priority that the journal reads where no terminal is attached.
 fn say(priority: u8, text: &str) {
     let mut err = std::io::stderr();
     let line = if err.is_terminal() { format!("{text}\n") } else { format!("<{priority}>{text}\n") };

@@ -1,4 +1,4 @@
-//! `events`: what happens to machines, as it happens.
+//! `events`: shows events as they occur.
 
 use serde_json::{Value, json};
 

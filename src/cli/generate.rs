@@ -1,6 +1,6 @@
 //! The generator (`systemd.generator(7)`): tells systemd what definitions say of the order among machines.
 //!
-//! It runs while the host boots and whenever systemd reads its units anew, so all that it says is as the definitions are
+//! It runs while the host boots and whenever systemd reloads its units, so all that it says is as the definitions are
 //! then. Whatever is wrong with one of them is passed over with a line: it must not keep the host from booting.
 
 use std::io::Write as _;
@@ -34,7 +34,7 @@ pub(super) fn generate(layout: &Layout, directory: &Path) -> Result<u8, OpError>
         // What cannot be started is told to systemd all the same, so that it does not start it, either.
         let wrong = match member.loaded() {
             Err(error) => Some(OpError::from(error)),
-            Ok(_) => graph.circle(&machine).map(|circle| family.circle(&circle).into()),
+            Ok(_) => graph.cycle(&machine).map(|cycle| family.cycle(&cycle).into()),
         };
         match wrong {
             Some(failure) => tell(&format!("{}, not starting machine '{name}' with the host", failure.line())),

@@ -158,7 +158,7 @@ impl Printer {
 impl Events for Printer {
     fn tell(&self, event: Event) {
         match (&self.reader, event) {
-            // Nobody sees how it goes.
+            // No terminal shows how it goes.
             (Reader::Parent(_), Event::Began(_) | Event::Ended | Event::Chown(_)) => {}
             (Reader::Parent(parent), event) => parent.tell(event),
             (Reader::Programs(_), Event::Warning(text)) => write_error(&format!("{}\n", json!({ "warning": text }))),

@@ -116,14 +116,14 @@ impl Family {
         self.members.iter()
     }
 
-    /// The error for a dependency cycle of machines: `circle` ends where it begins.
-    pub fn circle(&self, circle: &[MachineName]) -> ConfigError {
-        let steps = circle.iter().zip(circle.iter().skip(1));
+    /// The error for a dependency cycle of machines: `cycle` ends where it begins.
+    pub fn cycle(&self, cycle: &[MachineName]) -> ConfigError {
+        let steps = cycle.iter().zip(cycle.iter().skip(1));
         let mut links = steps.filter_map(|(from, to)| {
             let loaded = self.members.get(from)?.loaded().ok()?;
             Some((from, loaded.links.iter().find(|link| link.name == *to)?))
         });
-        let words: Vec<&str> = circle.iter().map(MachineName::as_str).collect();
+        let words: Vec<&str> = cycle.iter().map(MachineName::as_str).collect();
         let words = words.join(" -> ");
         let Some((_, first)) = links.next() else {
             let why = format!("machines wait for each other in a cycle: {words}");

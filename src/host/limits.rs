@@ -60,13 +60,13 @@ impl LimitFacts {
 
 /// The controllers that a group has.
 pub(super) fn controllers(group: &Path) -> Vec<String> {
-    let text = read_text(&group.join("cgroup.controllers")).unwrap_or_default();
+    let text = read_text(group.join("cgroup.controllers")).unwrap_or_default();
     text.split_ascii_whitespace().map(str::to_owned).collect()
 }
 
 /// The tasks that a group may have, if that is limited.
 pub(super) fn tasks(group: &Path) -> Option<u64> {
-    read_text(&group.join("pids.max")).ok()?.trim().parse().ok()
+    read_text(group.join("pids.max")).ok()?.trim().parse().ok()
 }
 
 /// Controllers on hierarchies of version 1, in the text of `/proc/PID/cgroup`, by their names in version 2.
@@ -100,7 +100,7 @@ fn disk(path: &Path) -> Result<(u32, u32), String> {
     if !known.join("partition").exists() {
         return Ok((major(device), minor(device)));
     }
-    let text = read_text(&known.join("../dev")).map_err(|e| e.to_string())?;
+    let text = read_text(known.join("../dev")).map_err(|e| e.to_string())?;
     let numbers = text.trim().split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
     numbers.ok_or_else(|| format!("is a partition of something with the number '{}'", text.trim().escape_debug()))
 }

@@ -44,7 +44,8 @@ impl Ops {
                     }
                 }
             }
-            let hint = format!("its supervisor ended without a word; `machinist logs {name}` may tell why");
+            let hint =
+                format!("the supervisor exited before the machine was ready; `machinist logs {name}` may tell why");
             Err(OpError::new(doing.clone()).hint(hint))
         });
         told.into_iter().for_each(|event| self.events.tell(event));

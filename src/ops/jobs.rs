@@ -43,7 +43,7 @@ pub(super) fn run(ops: &Ops, mut schedule: Schedule, limit: usize, work: &mut dy
     loop {
         while jobs.len() < limit.max(1) {
             let Some(name) = schedule.begin() else { break };
-            // One that is left alone needs no process, and nobody to tell.
+            // A single job needs no process of its own, and no report.
             if jobs.is_empty() && schedule.is_over() {
                 let result = work.work(ops, &name, true);
                 hear(&mut schedule, work, &name, result);

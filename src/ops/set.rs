@@ -32,7 +32,7 @@ impl Ops {
         if !self.facts.get().root {
             return Err(OpError::of(Kind::NotPermitted, "only root may change what machines are limited by"));
         }
-        // Nobody else changes it from here on.
+        // No other process changes it from here on.
         let held = hold(&self.layout, &name)?;
         let running = match &held {
             Some(_) => self.state_of(&name)?,

@@ -72,7 +72,7 @@ impl Ops {
         work.failures.result()
     }
 
-    /// Starts a machine with what it needs, for others than root.
+    /// Starts a machine with what it needs, for users other than root.
     fn start_whole(&self, name: &str, no_wait: bool) -> Result<(), OpError> {
         let named = MachineName::parse(name).is_ok();
         if self.via(Verb::Start { named }) == Via::Daemon
@@ -143,7 +143,7 @@ impl Ops {
     }
 }
 
-/// A sealed program begins anew, which must not happen in the midst of starting.
+/// A sealed program executes itself again, which must not happen in the midst of starting.
 fn seal_for_all(wanted: &StartSet) -> Result<(), OpError> {
     if wanted.members().any(|(_, member)| member.loaded().is_ok_and(|l| l.spec.users.mode == UserMode::Host)) {
         let facts = host::probe().map_err(|e| OpError::call("cannot look at this host", &e))?;
@@ -161,7 +161,7 @@ struct Starting<'a> {
     /// Those that others wait for.
     awaited: BTreeSet<MachineName>,
     failures: Failures,
-    /// Failures of machines that nobody has asked for, and whether they have been told.
+    /// Failures of machines that were not named, and whether they have been reported.
     unasked: BTreeMap<MachineName, (OpError, bool)>,
 }
 

@@ -51,7 +51,7 @@ impl StartSet {
         if let Some(Err(error)) = self.family.get(name).map(Member::loaded) {
             return Err(error.into());
         }
-        self.graph.circle(name).map_or(Ok(()), |circle| Err(self.family.circle(&circle).into()))
+        self.graph.cycle(name).map_or(Ok(()), |cycle| Err(self.family.cycle(&cycle).into()))
     }
 
     /// Those asked for, and all that are started because of them.

@@ -115,7 +115,7 @@ pub fn drop_in_file(generated: &Path, name: &MachineName) -> PathBuf {
 }
 
 impl Ops {
-    /// Has systemd read its units anew if it knows any of the machines otherwise than their definitions are now. It takes
+    /// Reloads systemd if what it knows of one of the machines is not what its definition says now. It takes
     /// long, since all generators run.
     pub(super) fn refresh_units(&self, wanted: &StartSet) -> Result<(), OpError> {
         let stale = wanted.members().any(|(name, member)| {
@@ -123,7 +123,7 @@ impl Ops {
             std::fs::read_to_string(drop_in_file(Path::new(GENERATED), name)).ok() != drop_in(&self.layout, loaded)
         });
         if stale && let Err(e) = systemd1::reload(&Bus::of(&self.layout)) {
-            return Err(failed("cannot have systemd read its units anew", &e));
+            return Err(failed("cannot reload systemd", &e));
         }
         Ok(())
     }

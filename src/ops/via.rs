@@ -24,7 +24,7 @@ pub struct Facts {
     pub root: bool,
     /// The daemon may be asked: we do not run for it, and have not found that it is absent.
     pub daemon: bool,
-    /// systemd carries machines on this host.
+    /// Machines are units on this host.
     pub systemd: bool,
 }
 
@@ -77,7 +77,7 @@ pub enum Verb {
     },
 }
 
-/// Whether systemd carries machines here; its unit for them may still be missing.
+/// Whether machines are units of systemd here; the template of these may still be missing.
 pub fn systemd_carries(layout: &Layout) -> bool {
     layout.is_host() && host::systemd_runs()
 }
@@ -107,7 +107,7 @@ impl Facts {
             {
                 Via::Daemon
             }
-            // Others than root ask systemd's stand-in of ours where systemd does not run.
+            // Users other than root ask the daemon, which stands in for systemd where that does not run.
             Verb::Enable if systemd || !root => Via::Systemd,
             Verb::Login { ours } if !(root && ours) => Via::Daemon,
             _ => Via::Here,

@@ -1,4 +1,4 @@
-//! Operations that the daemon does for us: for everybody where it runs, and for others than root in any case.
+//! Operations that the daemon does for us: for every caller where it runs, and for users other than root in any case.
 //!
 //! Root does everything alone when there is no daemon; what is told is the same.
 
@@ -57,7 +57,7 @@ impl Ops {
         asked?.map(|events| self.replay(events)).transpose()
     }
 
-    /// What others than root see of something, if the daemon is there.
+    /// What users other than root see of something, if the daemon is there.
     fn look<T>(&self, question: impl FnOnce(&Daemon<'_>) -> Result<T, Refused>) -> Result<Option<T>, OpError> {
         if self.via(Verb::Look) == Via::Daemon { self.question(question) } else { Ok(None) }
     }
@@ -98,7 +98,7 @@ impl Ops {
 
 /// What the bus says, as we know it.
 fn parse<T: DeserializeOwned>(answer: Value) -> Result<T, OpError> {
-    serde_json::from_value(answer).map_err(|e| OpError::new(format!("the daemon answered nonsense: {e}")))
+    serde_json::from_value(answer).map_err(|e| OpError::new(format!("invalid reply from the daemon: {e}")))
 }
 
 /// A stop as the daemon is asked for it.

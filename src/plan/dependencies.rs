@@ -27,7 +27,7 @@ impl Graph {
     }
 
     /// A dependency cycle that `name` is part of or waits for, ending with the machine that it begins with.
-    pub fn circle(&self, name: &MachineName) -> Option<Vec<MachineName>> {
+    pub fn cycle(&self, name: &MachineName) -> Option<Vec<MachineName>> {
         let mut done: BTreeSet<&MachineName> = BTreeSet::new();
         let (name, _) = self.machines.get_key_value(name)?;
         // The way down from `name`, each with those still to be looked at.
@@ -39,8 +39,8 @@ impl Graph {
                 continue;
             };
             if let Some(begin) = way.iter().position(|(on_way, _)| *on_way == next) {
-                let circle = way[begin..].iter().map(|(on_way, _)| *on_way).chain([next]);
-                return Some(circle.cloned().collect());
+                let cycle = way[begin..].iter().map(|(on_way, _)| *on_way).chain([next]);
+                return Some(cycle.cloned().collect());
             }
             if !done.contains(next) {
                 way.push((next, self.predecessors(next).collect()));
@@ -289,14 +289,14 @@ mod tests {
 
     #[test]
     fn circles_are_shown_from_where_they_begin() {
-        let circle = |text: &str, from: &str| graph(text).circle(&name(from)).map(|circle| words(&circle));
-        assert_eq!(circle("a requires b; b wants c; c after a", "a").as_deref(), Some("a b c a"));
-        assert_eq!(circle("a requires b; b wants c; c after a", "c").as_deref(), Some("c a b c"));
-        assert_eq!(circle("a requires a", "a").as_deref(), Some("a a"));
-        assert_eq!(circle("x wants a; a requires b; b requires a", "x").as_deref(), Some("a b a"));
-        assert_eq!(circle("a requires b; b requires a; x", "x"), None);
-        assert_eq!(circle(DIAMOND, "d"), None);
-        assert_eq!(circle(DIAMOND, "absent"), None);
+        let cycle = |text: &str, from: &str| graph(text).cycle(&name(from)).map(|cycle| words(&cycle));
+        assert_eq!(cycle("a requires b; b wants c; c after a", "a").as_deref(), Some("a b c a"));
+        assert_eq!(cycle("a requires b; b wants c; c after a", "c").as_deref(), Some("c a b c"));
+        assert_eq!(cycle("a requires a", "a").as_deref(), Some("a a"));
+        assert_eq!(cycle("x wants a; a requires b; b requires a", "x").as_deref(), Some("a b a"));
+        assert_eq!(cycle("a requires b; b requires a; x", "x"), None);
+        assert_eq!(cycle(DIAMOND, "d"), None);
+        assert_eq!(cycle(DIAMOND, "absent"), None);
     }
 
     #[test]
@@ -306,14 +306,14 @@ mod tests {
         for n in 0..1000 {
             graph.insert(machine(n), Order { requires: vec![machine(n + 1)], ..Order::default() });
         }
-        assert_eq!(graph.circle(&machine(0)), None);
+        assert_eq!(graph.cycle(&machine(0)), None);
         let all = graph.pulled_in([&machine(0)]);
         assert_eq!(all.len(), 1000);
         let mut schedule = graph.starting(&all);
         assert_eq!(schedule.begin(), Some(machine(999)));
         assert_eq!(schedule.ended(&machine(999), false).len(), 999);
         graph.insert(machine(1000), Order { wants: vec![machine(0)], ..Order::default() });
-        assert_eq!(graph.circle(&machine(7)).map(|circle| circle.len()), Some(1002));
+        assert_eq!(graph.cycle(&machine(7)).map(|cycle| cycle.len()), Some(1002));
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub enum What {
 
 impl Done {
     /// This became of a machine.
-    pub fn new(name: impl ToString, what: What) -> Event {
+    pub fn event(name: impl ToString, what: What) -> Event {
         Event::Done(Self { name: name.to_string(), what })
     }
 }
@@ -124,7 +124,7 @@ pub trait Events: fmt::Debug {
 
     /// Tells what became of a machine.
     fn done(&self, name: &dyn fmt::Display, what: What) {
-        self.tell(Done::new(name, what));
+        self.tell(Done::event(name, what));
     }
 }
 

@@ -141,19 +141,32 @@ fn json_has_the_keys_that_scripts_use() {
         "namespaces",
         "notes",
         "order",
+        "overlay-method",
         "ownership",
         "privileges",
         "register",
         "root",
         "seccomp",
+        "tmpfs-method",
     ];
     assert_eq!(keys(&plan), expected);
     assert_eq!(plan["name"], "debian");
     assert_eq!(keys(&plan["filter"]), ["added", "allowed", "closed", "denied", "following", "refused"]);
-    assert_eq!(
-        keys(&plan["exec"]),
-        ["environment", "hostname", "machine-id", "payload", "ready", "restart", "stop-timeout"]
-    );
+    let exec = [
+        "directory",
+        "environment",
+        "hostname",
+        "late-environment",
+        "machine-id",
+        "payload",
+        "ready",
+        "restart",
+        "stdio",
+        "stop-timeout",
+        "stub",
+        "user",
+    ];
+    assert_eq!(keys(&plan["exec"]), exec);
     let show = visit.json(&["show", "--json", "machines/minimal.toml"]);
     assert_eq!(show["root"]["directory"], "/var/lib/machines/minimal");
     let root = visit.dir.path().to_str().expect("text").to_owned();

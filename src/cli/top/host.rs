@@ -30,7 +30,7 @@ pub(super) struct HostLoad {
 impl HostLoad {
     /// Looks.
     pub(super) fn read() -> Self {
-        let text = |file: &str| read_text(&Path::new("/proc").join(file)).unwrap_or_default();
+        let text = |file: &str| read_text(Path::new("/proc").join(file)).unwrap_or_default();
         Self::parse(&text("loadavg"), &text("uptime"), &text("stat"), &text("meminfo"))
     }
 

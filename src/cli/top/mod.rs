@@ -417,7 +417,7 @@ impl Run<'_> {
                 self.screen.leave();
                 suspend()?;
                 taken = self.take_signals()?;
-                // Where nobody could let us go on, the kernel has not stopped us.
+                // Where no process could resume us, the kernel has not stopped us.
                 if taken.resume {
                     continue;
                 }

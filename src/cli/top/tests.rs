@@ -324,7 +324,7 @@ fn a_terminal_that_takes_nothing_keeps_nobody_and_one_that_is_gone_says_so() {
     let mut screen = Screen::open(slave.as_fd(), slave.as_fd()).expect("open");
     let picture = vec![line(&"x".repeat(200), true); 500];
     assert_eq!(screen.show(&picture), Ok(true));
-    assert!(screen.output().is_some(), "nobody reads, and it was all taken");
+    assert!(screen.output().is_some(), "without a reader, it was all taken");
     // The last one is finished before another begins.
     assert_eq!(screen.show(&picture), Ok(false));
     drop(master);

@@ -1,4 +1,4 @@
-//! What happens to our machines, as it happens: the `Event` signal of `org.machinist1.Manager`.
+//! Events of our machines as they occur: the `Event` signal of `org.machinist1.Manager`.
 //!
 //! Seen in the run directories, where supervisors write by rename; so it does not matter who started a machine, nor
 //! when this daemon began.

@@ -87,7 +87,7 @@ fn start_by(daemon: &Daemon, name: &MachineName, left: &State) -> String {
     file.and_then(|file| file.to_str()).unwrap_or(name.as_str()).to_owned()
 }
 
-/// An orderly end, or the last: who starts it again begins anew.
+/// An orderly end, or the last: the next start begins with a new count.
 fn forget(daemon: &Daemon, name: &MachineName, supervisor: i32) {
     let mut watched = lock(&daemon.kept_up);
     if watched.get(name.as_str()).is_some_and(|known| known.pid == supervisor) {

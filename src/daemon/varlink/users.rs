@@ -15,7 +15,7 @@ use crate::sys::namespace::Ids;
 /// What callers must say they ask.
 const SERVICE: &str = "io.systemd.Machine";
 /// Group of users that have none of their own.
-const NOBODY: u32 = 65534;
+const OVERFLOW: u32 = 65534;
 
 /// Answers a call.
 pub(super) fn serve(context: &mut Context<'_>, method: &str) -> Answer<Vec<Reply>> {
@@ -84,7 +84,7 @@ impl Found {
         json!({
             "userName": format!("vu-{machine}-{inner}"),
             "uid": id,
-            "gid": NOBODY,
+            "gid": OVERFLOW,
             "realName": format!("UID {inner} of Container {machine}"),
             "homeDirectory": "/",
             "shell": "/usr/sbin/nologin",

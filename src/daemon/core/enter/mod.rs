@@ -1,7 +1,7 @@
 //! A terminal, a login, a shell in a machine.
 //!
 //! The daemon touches nothing of a machine itself: the machine is hostile, may keep those who open its files or speak
-//! to its bus waiting for ever, and a daemon with threads must not fork. Each request starts a [`helper`], our program
+//! to its bus waiting indefinitely, and a daemon with threads must not fork. Each request starts a [`helper`], our program
 //! again, which has one answer to give, in time, or is killed.
 
 mod guest_systemd;
