@@ -1,7 +1,7 @@
 //! Understands machine files: finds them, lays them over each other, checks them and gives a
-//! [`MachineSpec`].
+//! [`MachineSpec`](crate::spec::MachineSpec).
 //!
-//! A definition is `NAME.toml` in the first of [`Layout::config_dirs`] that has one, or a file named by its path.
+//! A definition is `NAME.toml` in the first of [`Layout::config_dirs`](crate::spec::Layout::config_dirs) that has one, or a file named by its path.
 //! It is laid over the profiles it `extends`, and its drop-ins (`NAME.toml.d/*.toml`) over it. Tables merge key by
 //! key, arrays of tables add up (the same target replaces), everything else replaces.
 //!

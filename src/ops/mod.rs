@@ -1,4 +1,4 @@
-//! What can be done with machines, for every face: typed requests in, typed results out, and [`Event`]s on the way.
+//! What can be done with machines, for every face: typed requests in, typed results out, and [`Event`](crate::report::Event)s on the way.
 //!
 //! An operation prints nothing and knows no exit status. Who does it, this process, the daemon or systemd, is decided in
 //! [`via`]; `via_daemon` and `systemd` hand it on.
