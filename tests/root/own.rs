@@ -14,7 +14,7 @@ const BUSYBOX: &str = "[root]\noverlay = { lower = [\"{busybox}\"], upper = \"ep
 
 /// A story with every verb that the daemon may do instead, told by what was printed.
 fn story(host: &Host, machine: &str) -> Vec<Output> {
-    [
+    let verbs = [
         &["start", machine][..],
         &["start", machine],
         &["reboot", machine],
@@ -25,10 +25,9 @@ fn story(host: &Host, machine: &str) -> Vec<Output> {
         &["stop", "nobody-knows-me"],
         &["start", "Not/a-file.toml"],
         &["stop", "-x"],
-    ]
-    .iter()
-    .map(|args| host.run(args))
-    .collect()
+    ];
+    let json = verbs.map(|args| [&["--json"], args].concat());
+    verbs.iter().copied().chain(json.iter().map(Vec::as_slice)).map(|args| host.run(args)).collect()
 }
 
 fn by_daemon(host: &Host, machine: &str) -> bool {
@@ -42,6 +41,16 @@ fn verbs_say_the_same_with_and_without_the_daemon() {
     let host = Host::new();
     let machine = host.define("m", BUSYBOX);
     let alone = story(&host, &machine);
+    let first = |output: &Output| -> Value { serde_json::from_str(output.stdout.as_str()).expect("JSON") };
+    let error = |output: &Output| -> Value { serde_json::from_str(output.stderr.as_str()).expect("JSON") };
+    let json = &alone[10..];
+    assert_eq!(first(&json[0]), serde_json::json!([{ "name": machine, "result": "started" }]));
+    assert_eq!(first(&json[3]), serde_json::json!([{ "name": machine, "result": "stopped" }]));
+    assert_eq!(json[1].stdout, "");
+    for (output, kind) in [(1, "failed"), (4, "not-running"), (6, "bad-config"), (9, "usage")] {
+        let error = &error(&json[output])["error"];
+        assert!(error["kind"] == kind && error["causes"].is_array() && error["hints"].is_array(), "{error}");
+    }
     host.ok(&["start", &machine]);
     assert!(!by_daemon(&host, &machine));
     host.ok(&["stop", &machine]);
