@@ -1,6 +1,6 @@
 //! The columns of the table: what each shows, and which of them fit.
 
-use super::render::Paint;
+use super::paint::Paint;
 use crate::cgroup::Stall;
 use crate::cli::output::{clean, size};
 use crate::cli::stats::{Row, cpu_time, percent, ratio, waited};

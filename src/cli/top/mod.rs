@@ -6,12 +6,13 @@
 mod columns;
 mod host;
 mod keys;
+mod paint;
 mod render;
 mod screen;
+mod sort;
 #[cfg(test)]
 mod tests;
 
-use std::cmp::{Ordering, Reverse};
 use std::io::IsTerminal as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -22,7 +23,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::SignalFd;
 
 use super::output::{status, written};
-use super::stats::{self, Row, compare, waited};
+use super::stats::{self, Row, compare};
 use crate::ops::Ops;
 use crate::report::OpError;
 use crate::running::view::Statistics;
@@ -31,6 +32,7 @@ use host::HostLoad;
 use keys::{Key, Keys};
 use render::{Snapshot, Style};
 use screen::{Gone, Screen};
+use sort::Sort;
 
 #[derive(Debug, Args)]
 pub(crate) struct TopArguments {
@@ -46,83 +48,6 @@ pub(crate) struct TopArguments {
     /// Print the table N times, one below the other, and end; needs no terminal
     #[arg(long, value_name = "N")]
     batch: Option<u32>,
-}
-
-/// `--sort`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Sort {
-    /// Processor time
-    Cpu,
-    /// Memory
-    Memory,
-    /// Bytes read and written in a second
-    Io,
-    /// Processes and threads
-    Tasks,
-    /// Name, an order that stays
-    Name,
-    /// Time lost by waiting
-    Pressure,
-}
-
-impl Sort {
-    const ALL: [Self; 6] = [Self::Cpu, Self::Memory, Self::Io, Self::Tasks, Self::Name, Self::Pressure];
-
-    fn key(self) -> char {
-        match self {
-            Self::Cpu => 'c',
-            Self::Memory => 'm',
-            Self::Io => 'i',
-            Self::Tasks => 't',
-            Self::Name => 'n',
-            Self::Pressure => 'p',
-        }
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Cpu => "CPU",
-            Self::Memory => "memory",
-            Self::Io => "I/O",
-            Self::Tasks => "tasks",
-            Self::Name => "name",
-            Self::Pressure => "pressure",
-        }
-    }
-
-    /// Heads of the columns that tell the order.
-    fn columns(self) -> &'static [&'static str] {
-        match self {
-            Self::Cpu => &["CPU%"],
-            Self::Memory => &["MEMORY"],
-            Self::Io => &["READ/S", "WRITE/S"],
-            Self::Tasks => &["TASKS"],
-            Self::Name => &["NAME"],
-            Self::Pressure => &["PRESSURE", "P-CPU", "P-MEM", "P-I/O"],
-        }
-    }
-}
-
-/// Compares machines: the most first, what is not known last, and of equals the first by name.
-fn sorted(sort: Sort, a: &Row, b: &Row) -> Ordering {
-    let pressure = |row: &Row| {
-        let pressure = &row.now.usage.pressure;
-        let stalls = [&pressure.cpu, &pressure.memory, &pressure.io];
-        stalls.into_iter().filter_map(|stall| waited(stall.as_ref())).reduce(f64::max)
-    };
-    let most_of = |a: Option<f64>, b: Option<f64>| b.unwrap_or(-1.0).total_cmp(&a.unwrap_or(-1.0));
-    let order = match sort {
-        Sort::Cpu => most_of(a.rates.cpu_percent, b.rates.cpu_percent),
-        Sort::Memory => b.now.usage.memory_bytes.cmp(&a.now.usage.memory_bytes),
-        Sort::Io => {
-            let io = |row: &Row| row.rates.read.zip(row.rates.written).map(|(r, w)| r.saturating_add(w));
-            io(b).cmp(&io(a))
-        }
-        Sort::Tasks => Reverse(a.now.usage.tasks).cmp(&Reverse(b.now.usage.tasks)),
-        Sort::Name => Ordering::Equal,
-        Sort::Pressure => most_of(pressure(a), pressure(b)),
-    };
-    order.then_with(|| a.now.name.cmp(&b.now.name))
 }
 
 /// As for `stats`, but never without a pause.
@@ -208,7 +133,7 @@ struct View {
 impl View {
     fn new(sort: Sort, sample: Vec<Statistics>) -> Self {
         let mut rows = compare(&[], sample);
-        render::order(&mut rows, sort);
+        sort::order(&mut rows, sort);
         Self { rows, sort, skipped: 0, host: HostLoad::read(), host_cpu: None, problem: None, help: false }
     }
 
@@ -216,7 +141,7 @@ impl View {
     fn look(&mut self, sample: Vec<Statistics>) {
         let before: Vec<Statistics> = std::mem::take(&mut self.rows).into_iter().map(|row| row.now).collect();
         self.rows = compare(&before, sample);
-        render::order(&mut self.rows, self.sort);
+        sort::order(&mut self.rows, self.sort);
         let host = HostLoad::read();
         self.host_cpu = host.busy_since(&self.host);
         self.host = host;
@@ -250,7 +175,7 @@ impl View {
             Key::Char(key) => {
                 if let Some(sort) = Sort::ALL.into_iter().find(|sort| sort.key() == key) {
                     self.sort = sort;
-                    render::order(&mut self.rows, sort);
+                    sort::order(&mut self.rows, sort);
                 }
             }
             Key::Up => self.skipped = self.skipped.saturating_sub(1),

@@ -2,7 +2,8 @@
 
 use super::columns::{self, Around, Shape, uptime};
 use super::host::HostLoad;
-use super::{Sort, sorted};
+use super::paint::Paint;
+use super::sort::Sort;
 use crate::cli::output::{clean, size as bytes};
 use crate::cli::stats::{Row, or_dash, percent};
 
@@ -37,35 +38,6 @@ pub(super) struct Style {
     pub(super) color: bool,
     /// It has more than ASCII.
     pub(super) unicode: bool,
-}
-
-/// How a piece of text looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Paint {
-    Plain,
-    Title,
-    Head,
-    /// In the head, the column that machines are in the order of.
-    Sorted,
-    Good,
-    Warn,
-    Bad,
-    Cool,
-}
-
-impl Paint {
-    fn code(self) -> &'static str {
-        match self {
-            Self::Plain => "",
-            Self::Title => "1",
-            Self::Head => "7",
-            Self::Sorted => "1;7;36",
-            Self::Good => "32",
-            Self::Warn => "33",
-            Self::Bad => "1;31",
-            Self::Cool => "36",
-        }
-    }
 }
 
 /// A finished line.
@@ -273,8 +245,3 @@ Columns, of which as many are shown as fit
   THROTTLED   time for which a limit has held the machine back
   OOM         processes killed for want of memory
   -           this host does not account for it, or does not limit it";
-
-/// The machines in an order; of equals the first by name.
-pub(super) fn order(rows: &mut [Row], sort: Sort) {
-    rows.sort_by(|a, b| sorted(sort, a, b));
-}

@@ -201,7 +201,7 @@ fn every_order_has_a_reason_and_names_break_ties() {
     let names = |sort: Sort| {
         let mut rows = machines();
         rows.push(row("aa", 5, Rates::default(), Usage::default()));
-        render::order(&mut rows, sort);
+        sort::order(&mut rows, sort);
         rows.iter().map(|row| row.now.name.chars().take(2).collect::<String>()).collect::<Vec<_>>().join(" ")
     };
     assert_eq!(names(Sort::Cpu), "we a- db aa ma");
