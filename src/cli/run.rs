@@ -45,7 +45,7 @@ pub(super) fn run(ops: &Ops, args: &RunArguments, printer: &Printer) -> Result<u
 
 fn run_here(ops: &Ops, args: &RunArguments, printer: &Printer) -> Result<u8, OpError> {
     let layout = ops.layout();
-    let mut job = ops.prepare(&args.name)?;
+    let mut job = ops.prepare(&args.name, None)?;
     job.events = printer.beside_console();
     job.console = match args.console {
         None => Mode::of_stdio(),

@@ -8,7 +8,7 @@ use super::error;
 use crate::plan;
 use crate::report::OpError;
 use crate::running::control::NewLimits;
-use crate::spec::{MachineName, UserMode};
+use crate::spec::{MachineName, Ready, UserMode};
 use crate::supervisor::Job;
 use crate::supervisor::console::Mode;
 use crate::sys::exe_seal;
@@ -30,9 +30,12 @@ pub fn seal() -> Result<(), OpError> {
 }
 
 impl Ops {
-    /// Loads, checks and plans a machine.
-    pub fn prepare(&self, name_or_file: &str) -> Result<Job, OpError> {
-        let loaded = config::load(&self.layout, name_or_file)?;
+    /// Loads, checks and plans a machine; `ready` is instead of its definition's.
+    pub fn prepare(&self, name_or_file: &str, ready: Option<Ready>) -> Result<Job, OpError> {
+        let mut loaded = config::load(&self.layout, name_or_file)?;
+        if let Some(ready) = ready {
+            loaded.spec.boot.ready = ready;
+        }
         let facts =
             host::probe_for(&loaded.spec.resources).map_err(|e| OpError::call("cannot look at this host", &e))?;
         let plan = match plan::build(&loaded.spec, &facts, &self.layout) {

@@ -130,11 +130,8 @@ impl Ops {
                 return Ok(());
             }
         }
-        let mut job = self.prepare(source)?;
+        let mut job = self.prepare(source, no_wait.then_some(Ready::Started))?;
         let name = job.plan.name.clone();
-        if no_wait {
-            job.plan.exec.ready = Ready::Started;
-        }
         job.background = true;
         let prepared = supervisor::prepare(job).map_err(|e| error::machine(&cannot_start(&name), &e))?;
         self.run_in_background(prepared, only)?;
