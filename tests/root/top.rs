@@ -15,7 +15,8 @@ struct Terminal {
 
 impl Terminal {
     fn open(host: &Host, columns: u32, rows: u32) -> Self {
-        let socket = host.path("tmux");
+        // A name of its own: the server of an earlier terminal may still be ending, and would take the session with it.
+        let socket = host.path(&format!("tmux-{columns}x{rows}"));
         let config = host.path("tmux.conf");
         std::fs::write(&config, "set -g status off\nset -g remain-on-exit on\n").expect("write");
         let machinist = host.command();
@@ -101,7 +102,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // Fails if a test has ended it already.
+        // Fails if a test has ended it already; does not wait for the end of the server.
         let _ = Command::new("tmux").arg("-S").arg(&self.socket).arg("kill-server").stderr(Stdio::null()).status();
     }
 }
