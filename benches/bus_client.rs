@@ -5,6 +5,7 @@
 //! ```text
 //! bus_client ROUNDS DAEMON=ADDRESS... COUNT...      COUNTs ascending; a line of JSON for each daemon and count, and for the bus
 //! ```
+#![allow(clippy::disallowed_methods, reason = "tests run programs and fail with a backtrace where a file is missing")]
 #![allow(
     unsafe_code,
     clippy::print_stdout,

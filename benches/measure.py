@@ -21,8 +21,8 @@ RANGE = 1 << 30  # host ids for those that must be told
 class Bench:
     """The programs, and the files each of them needs to start the tree."""
 
-    def __init__(self, machinist, work):
-        self.machinist, self.work = machinist, work
+    def __init__(self, machinist, before, work):
+        self.machinist, self.before, self.work = machinist, before, work
         self.tree, self.host = f"{work}/tree", f"{work}/host"
         self.probe, self.stamp = f"{work}/probe", f"{work}/stamp"
         self.tag = os.path.basename(work).rsplit("-", 1)[1].lower()
@@ -67,7 +67,17 @@ class Bench:
     def candidates(self):
         overlay = f'overlay = {{ lower = ["{self.tree}"], upper = "%s" }}'
         directory = f'directory = "{self.tree}"'
-        return {
+        before = {}
+        if self.before:
+            for name, root, users in [
+                ("before, users + overlay", overlay % "ephemeral", "auto"),
+                ("before, users + kept overlay", overlay % "persistent", "auto"),
+                ("before, users", directory, "auto"),
+                ("before", directory, "host"),
+            ]:
+                _, *arguments = self.ours("run", f"before{len(before)}", root, users=users)
+                before[name] = [self.before, *arguments]
+        return before | {
             "machinist, users + overlay": self.ours("run", "eph", overlay % "ephemeral"),
             "machinist, users + kept overlay": self.ours("run", "per", overlay % "persistent"),
             "machinist, users": self.ours("run", "dir", directory),
@@ -156,11 +166,12 @@ def pss(pid):
     return int(values["Pss"])
 
 
-def memory_of_ours(bench, count):
+def memory_of_ours(bench, count, program):
     overlay = f'overlay = {{ lower = ["{bench.tree}"], upper = "ephemeral" }}'
     commands = [bench.ours("start", f"mem{i}", overlay, boot='init = "auto"') for i in range(count)]
+    commands = [[program, *arguments] for _, *arguments in commands]
     names = [argv[-1] for argv in commands]
-    manage = [bench.machinist, "--quiet", "--root", bench.host]
+    manage = [program, "--quiet", "--root", bench.host]
     try:
         for argv in commands:
             subprocess.run(argv, check=True)
@@ -242,6 +253,10 @@ RATIOS = [
     ("machinist, users + overlay", "crun, users", 1.5, 1.0),
     ("machinist", "crun", 1.5, 1.0),
     ("machinist, users + overlay", "bwrap", None, None),
+    ("machinist, users + overlay", "before, users + overlay", 1.05, None),
+    ("machinist, users + kept overlay", "before, users + kept overlay", 1.05, None),
+    ("machinist, users", "before, users", 1.05, None),
+    ("machinist", "before", 1.05, None),
 ]
 
 
@@ -263,13 +278,14 @@ def report_times(times, calls):
 def main():
     parser = argparse.ArgumentParser(prog="benches/start")
     parser.add_argument("--machinist", required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--before", help="another binary of this program to compare with")
     parser.add_argument("--work", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--only", default="time,calls,memory,fresh")
     parser.add_argument("--json")
     options = parser.parse_args()
     only = set(options.only.split(","))
-    bench = Bench(options.machinist, options.work)
+    bench = Bench(options.machinist, options.before, options.work)
     result = {}
 
     if only & {"time", "calls"}:
@@ -283,7 +299,9 @@ def main():
         result |= {"milliseconds": times, "calls": calls}
 
     if "memory" in only:
-        memory = {"machinist": memory_of_ours(bench, 8), "nspawn": memory_of_nspawn(bench, 8)}
+        memory = {"machinist": memory_of_ours(bench, 8, bench.machinist), "nspawn": memory_of_nspawn(bench, 8)}
+        if bench.before:
+            memory["before"] = memory_of_ours(bench, 8, bench.before)
         rows = [[name, f"{statistics.mean(list_):.0f}", str(max(list_))] for name, list_ in memory.items()]
         table(["supervisor's PSS, 8 machines (goal ≤ 1024, end goal ≤ 512)", "mean KiB", "most"], rows)
         result["pss"] = memory

@@ -180,6 +180,10 @@
 //!   way to do without it for a while, and it may be started again.
 //! - **Ephemeral uppers are a tmpfs** of the machine's mount namespace, not a directory that must be removed.
 //! - **[`config`] knows the words of [`plan::seccomp`]**, so that a wrong one is refused with its line in the file.
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "tests run programs and fail with a backtrace where a file is missing")
+)]
 
 pub mod bus;
 pub mod cgroup;

@@ -18,6 +18,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 
 use crate::plan::CgroupPlan;
 use crate::sys::bpf;
+use crate::sys::file;
 use crate::sys::path::chown_at;
 use crate::sys::{Context as _, Errno, Error, READ_AT_ONCE, Result};
 
@@ -87,7 +88,7 @@ impl MachineGroup {
             }
             Err(e) if e.errno == Errno::ENOENT => {
                 let parent = path.parent().unwrap_or(&path);
-                std::fs::create_dir_all(parent).call(|| format!("mkdir cgroup '{}'", parent.display()))?;
+                file::make_dirs(parent)?;
                 make_dir(&path)?;
             }
             Err(e) => return Err(e),

@@ -17,6 +17,7 @@ use crate::config;
 use crate::report::OpError;
 use crate::running::state;
 use crate::spec::Layout;
+use crate::sys::file;
 
 /// Set by the shell's script when it wants words; its value is the shell's name.
 const VARIABLE: &str = "MACHINIST_COMPLETE";
@@ -113,7 +114,7 @@ fn definitions_and_files(current: &OsStr) -> Vec<CompletionCandidate> {
 }
 
 fn images(current: &OsStr) -> Vec<CompletionCandidate> {
-    let entries = std::fs::read_dir(layout().images()).into_iter().flatten().flatten();
+    let entries = file::list(layout().images()).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     let names = names.filter(|name| !name.starts_with('.'));
     matching(names.map(|name| name.strip_suffix(".raw").unwrap_or(&name).to_owned()), current)

@@ -13,6 +13,7 @@ use crate::ops::systemd::{drop_in, drop_in_file, installed};
 use crate::plan::unit;
 use crate::report::OpError;
 use crate::spec::{Layout, MachineName};
+use crate::sys::{self, Context as _, file};
 
 /// Writes what all definitions have to say below `directory`.
 pub(super) fn generate(layout: &Layout, directory: &Path) -> Result<u8, OpError> {
@@ -46,26 +47,26 @@ pub(super) fn generate(layout: &Layout, directory: &Path) -> Result<u8, OpError>
 }
 
 /// Has `machines.target` start a machine, and the host start `machines.target`.
-fn start_with_host(layout: &Layout, directory: &Path, name: &MachineName) -> std::io::Result<()> {
+fn start_with_host(layout: &Layout, directory: &Path, name: &MachineName) -> sys::Result<()> {
     let dir = installed(layout.root(), unit::TEMPLATE).unwrap_or("/usr/lib/systemd/system");
     link(&Path::new(dir).join(unit::TEMPLATE), &directory.join("machines.target.wants").join(unit::name(name)))?;
     link(Path::new("../machines.target"), &directory.join("multi-user.target.wants/machines.target"))
 }
 
-fn link(target: &Path, link: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(link.parent().unwrap_or(link))?;
+fn link(target: &Path, link: &Path) -> sys::Result<()> {
+    file::make_dirs(link.parent().unwrap_or(link))?;
     match std::os::unix::fs::symlink(target, link) {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
+        other => other.call(|| format!("symlink('{}')", link.display())),
     }
 }
 
-fn write(file: &Path, text: &str) -> std::io::Result<()> {
-    std::fs::create_dir_all(file.parent().unwrap_or(file))?;
-    std::fs::write(file, text)
+fn write(file: &Path, text: &str) -> sys::Result<()> {
+    file::make_dirs(file.parent().unwrap_or(file))?;
+    file::write(file, text)
 }
 
-fn report(name: &str, result: std::io::Result<()>) {
+fn report(name: &str, result: sys::Result<()>) {
     if let Err(e) = result {
         tell(&format!("cannot write what machine '{name}' has to say: {e}, ignoring"));
     }

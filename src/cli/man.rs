@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::output::status;
 use crate::config;
 use crate::report::OpError;
+use crate::sys::file;
 
 /// Name of the page of the machine file.
 const FILE_PAGE: &str = "machinist.toml";
@@ -23,7 +24,7 @@ const LISTED_WORDS: usize = 12;
 pub(super) fn man(directory: &Path) -> Result<u8, OpError> {
     let write = |name: &str, text: &[u8]| {
         let path = directory.join(name);
-        std::fs::write(&path, text).map_err(|e| OpError::new(format!("cannot write '{}': {e}", path.display())))
+        file::write(&path, text).map_err(|e| OpError::new(format!("cannot write a page: {e}")))
     };
     let rendering = |e: io::Error| OpError::new(format!("cannot write a page: {e}"));
     for (name, text) in verb_pages().map_err(rendering)? {

@@ -8,6 +8,8 @@
 //! Every problem of every file is found before anything is reported, each with its line. Nothing here looks at
 //! the trees, directories and images a definition names, and nothing is ever written.
 
+#![allow(clippy::disallowed_methods, reason = "a ConfigError names the path, and nothing of `sys` is known here")]
+
 mod boot;
 mod check;
 mod complaint;

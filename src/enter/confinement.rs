@@ -7,6 +7,7 @@ use super::command::{Rights, Target};
 use crate::plan::seccomp::{self, SyscallPolicy};
 use crate::running::state::State;
 use crate::spec::ProcessLimits;
+use crate::sys::file;
 use crate::sys::{self, Errno, Error};
 use crate::{cgroup, host};
 
@@ -36,7 +37,7 @@ pub struct Sharing {
 /// A process that has the host's namespaces: its first one, or ourselves where that one is out of our reach.
 pub fn host_process() -> i32 {
     let own = || i32::try_from(std::process::id()).unwrap_or(1);
-    if std::fs::read_link("/proc/1/ns/user").is_ok() { 1 } else { own() }
+    if file::read_link("/proc/1/ns/user").is_ok() { 1 } else { own() }
 }
 
 impl Sharing {
@@ -49,10 +50,7 @@ impl Sharing {
         let same = |name: &str| -> sys::Result<bool> {
             let link = |pid: i32| {
                 let path = format!("/proc/{pid}/ns/{name}");
-                std::fs::read_link(&path).map_err(|e| Error {
-                    call: format!("readlink('{path}')"),
-                    errno: Errno::from_raw(e.raw_os_error().unwrap_or(Errno::EIO as i32)),
-                })
+                file::read_link(&path)
             };
             Ok(link(pid)? == link(host)?)
         };

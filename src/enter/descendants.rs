@@ -5,12 +5,12 @@
 //! and parent is a service of the machine's own, and no longer the command's.
 
 use std::collections::HashSet;
-use std::fs;
 use std::os::fd::OwnedFd;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use crate::sys::file;
 use crate::sys::process;
 
 /// Enough for whatever forks while we look; more would only help a machine that does it on purpose.
@@ -70,12 +70,12 @@ fn family(leader: i32, all: &[Process]) -> Vec<Process> {
 }
 
 fn processes() -> Vec<Process> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = file::list("/proc") else { return Vec::new() };
     entries.filter_map(|entry| read(entry.ok()?.file_name().to_str()?.parse().ok()?)).collect()
 }
 
 fn read(pid: i32) -> Option<Process> {
-    parse(pid, &fs::read(format!("/proc/{pid}/stat")).ok()?)
+    parse(pid, &file::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// Reads `PID (NAME) STATE PARENT GROUP SESSION …`; the name may contain anything.

@@ -14,10 +14,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::sys::process::THIS_PROGRAM;
 use crate::sys::{self, Context as _, Errno, Error, channel, socket, worker};
-
-/// Our program.
-pub const PROGRAM: &str = "/proc/self/exe";
 
 /// Most bytes of a request or an answer; arguments and variables of a command take this much. A socket takes no more than
 /// 208 KiB at once.
@@ -40,7 +38,7 @@ impl Helper {
     pub fn start(mut command: Command, leader: impl AsFd, request: &impl Serialize) -> sys::Result<Self> {
         let (ours, theirs) = socket::pair()?;
         command.env_clear().envs(worker::asked_to_panic()).stdin(Stdio::from(theirs)).stdout(Stdio::null());
-        let mut child = command.spawn().call(|| format!("running '{PROGRAM}' again"))?;
+        let mut child = command.spawn().call(|| format!("running '{THIS_PROGRAM}' again"))?;
         // It holds the other end, which is to be closed with the helper.
         drop(command);
         match channel::send_within(LIMIT, &ours, request, &[leader.as_fd()]) {

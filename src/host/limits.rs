@@ -7,6 +7,7 @@ use rustix::fs::{FileType, major, makedev, minor};
 
 use super::cgroup::CgroupFacts;
 use crate::spec::{NumberSet, Resources};
+use crate::sys::file;
 use crate::sys::{Context as _, read_text};
 
 /// What a host can limit.
@@ -83,7 +84,7 @@ fn total_memory(meminfo: &str) -> u64 {
 }
 
 fn huge_pages() -> Vec<u64> {
-    let entries = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let entries = file::list("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
     let size = |name: &str| name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok()?.checked_mul(1024);
     let mut sizes: Vec<u64> = entries.filter_map(|entry| size(entry.file_name().to_str()?)).collect();
     sizes.sort_unstable();
@@ -116,7 +117,7 @@ fn device_of(path: &Path) -> Result<u64, String> {
         _ => {}
     }
     // btrfs gives files numbers of its own; the table of mounts has the disk.
-    let path = std::fs::canonicalize(path).map_err(|e| e.to_string())?;
+    let path = file::canonicalize(path).map_err(|e| e.to_string())?;
     let (kind, source) = mounted_at(&read_text("/proc/self/mountinfo").unwrap_or_default(), &path).unwrap_or_default();
     match look(Path::new(&source)) {
         Ok(stat) if source.starts_with('/') && FileType::from_raw_mode(stat.st_mode).is_block_device() => {

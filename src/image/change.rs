@@ -1,7 +1,6 @@
 //! Changes of whole images: name, mark of being read-only, limits, and their end.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +9,7 @@ use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, RenameFlags};
 use super::entry::check_name;
 use super::lock::{self, ImageLock};
 use super::{HOST, Image, ImageError, ImageKind, Store};
+use crate::sys::file;
 use crate::sys::{self, Context as _, Errno, block, btrfs, process};
 use crate::tree::delete;
 use crate::tree::walk::Stopped;
@@ -124,9 +124,9 @@ impl Store {
             return Err(failed(cause));
         }
         self.remove_temporary(&store, &temporary, name)?;
-        match std::fs::remove_file(self.beside(name, ROOT_HASH)) {
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-            result => result.call(|| format!("unlink('{name}{ROOT_HASH}')")).map_err(failed),
+        match file::remove(self.beside(name, ROOT_HASH)) {
+            Err(e) if e.errno == Errno::ENOENT => Ok(()),
+            result => result.map_err(failed),
         }
     }
 
@@ -182,7 +182,7 @@ impl Store {
             Err(e) if e.errno == Errno::ENOENT => return Ok(()),
             store => store.map_err(failed)?,
         };
-        for entry in std::fs::read_dir(path).call(|| format!("open('{}')", path.display())).map_err(failed)? {
+        for entry in file::list(path).map_err(failed)? {
             let entry = entry.call(|| format!("getdents64('{}')", path.display())).map_err(failed)?.file_name();
             let Some(temporary) = entry.to_str() else { continue };
             // A process that still works on it holds the name.

@@ -17,6 +17,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::spec::Layout;
+use crate::sys::file;
 use crate::sys::path::RootFd;
 use crate::sys::{Context as _, Errno, btrfs};
 use crate::tree::metadata;
@@ -65,10 +66,10 @@ impl Store {
         images.extend(host.map(|host| (HOST.to_owned(), host)));
         let failed = |cause| ImageError::call("cannot list the images", cause);
         let path = self.path();
-        let entries = match std::fs::read_dir(path) {
+        let entries = match file::list(path) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(images.into_values().collect()),
-            Err(e) => return Err(e).call(|| format!("open('{}')", path.display())).map_err(failed),
+            Err(e) if e.errno == Errno::ENOENT => return Ok(images.into_values().collect()),
+            Err(e) => return Err(failed(e)),
         };
         for entry in entries {
             let entry = entry.call(|| format!("getdents64('{}')", path.display())).map_err(failed)?;

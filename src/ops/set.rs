@@ -16,6 +16,7 @@ use crate::report::{self, Kind, OpError, What};
 use crate::running::control::{Answer, NewLimits, Request};
 use crate::running::state::{self, State};
 use crate::spec::{Layout, MachineName, Resources};
+use crate::sys::file;
 use crate::sys::{self, Context as _, Errno};
 
 impl Ops {
@@ -195,12 +196,11 @@ impl Saving {
 
     /// Puts the new drop-in in the old one's place; an empty one is none.
     fn keep(self) -> sys::Result<()> {
-        let call = |what: &str| format!("{what}('{}')", self.path.display());
         if !self.text.is_empty() {
-            return std::fs::rename(self.beside(), &self.path).call(|| call("rename"));
+            return file::rename(self.beside(), &self.path);
         }
-        match std::fs::remove_file(&self.path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).call(|| call("unlink")),
+        match file::remove(&self.path) {
+            Err(e) if e.errno != Errno::ENOENT => Err(e),
             _ => Ok(()),
         }
     }
@@ -209,7 +209,7 @@ impl Saving {
 impl Drop for Saving {
     fn drop(&mut self) {
         // Not there any more after a change that was kept.
-        let _ = std::fs::remove_file(self.beside());
+        let _ = file::remove(self.beside());
     }
 }
 
@@ -222,7 +222,7 @@ struct DropInDir {
 impl DropInDir {
     fn make(drop_in: &Path) -> sys::Result<Self> {
         let path = drop_in.parent().unwrap_or(drop_in).to_owned();
-        std::fs::create_dir_all(&path).call(|| format!("mkdir('{}')", path.display()))?;
+        file::make_dirs(&path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let lock = rustix::fs::open(&path, flags, Mode::empty()).call(|| format!("open('{}')", path.display()))?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).call(|| format!("flock('{}')", path.display()))?;
@@ -233,6 +233,6 @@ impl DropInDir {
 impl Drop for DropInDir {
     fn drop(&mut self) {
         // Only an empty one goes.
-        let _ = std::fs::remove_dir(&self.path);
+        let _ = file::remove_dir(&self.path);
     }
 }

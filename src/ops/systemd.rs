@@ -18,6 +18,8 @@ use crate::report::{Kind, OpError};
 use crate::running::state::{State, make_private_dir};
 use crate::spec::{Layout, MachineName};
 use crate::supervisor::{self, Exit};
+use crate::sys::file;
+use crate::sys::read_text;
 
 /// Where systemd's generators write.
 const GENERATED: &str = "/run/systemd/generator";
@@ -65,7 +67,7 @@ fn leave_report(layout: &Layout, name: &MachineName, report: &Report) {
     let file = report_file(layout, name);
     // Without it the service manager's words have to do.
     if file.parent().is_some_and(|dir| make_private_dir(dir).is_ok()) {
-        let _ = std::fs::write(file, serde_json::to_vec(report).unwrap_or_default());
+        let _ = file::write(file, serde_json::to_vec(report).unwrap_or_default());
     }
 }
 
@@ -74,7 +76,7 @@ fn take_report(layout: &Layout, name: &MachineName) -> Option<Report> {
     let file = report_file(layout, name);
     let mut text = Vec::new();
     std::fs::File::open(&file).ok()?.take(LONGEST).read_to_end(&mut text).ok()?;
-    let _ = std::fs::remove_file(&file);
+    let _ = file::remove(&file);
     serde_json::from_slice(&text).ok()
 }
 
@@ -120,7 +122,7 @@ impl Ops {
     pub(super) fn refresh_units(&self, wanted: &StartSet) -> Result<(), OpError> {
         let stale = wanted.members().any(|(name, member)| {
             let Ok(loaded) = member.loaded() else { return false };
-            std::fs::read_to_string(drop_in_file(Path::new(GENERATED), name)).ok() != drop_in(&self.layout, loaded)
+            read_text(drop_in_file(Path::new(GENERATED), name)).ok() != drop_in(&self.layout, loaded)
         });
         if stale && let Err(e) = systemd1::reload(&Bus::of(&self.layout)) {
             return Err(failed("cannot reload systemd", &e));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::config;
 use crate::spec::{Layout, MachineName};
+use crate::sys::file;
 use crate::sys::{self, Context as _};
 
 /// The link that makes `name` start with the host, for good or until the next reboot.
@@ -17,13 +18,13 @@ pub fn link(layout: &Layout, name: &MachineName, until_reboot: bool) -> PathBuf 
 pub fn enable(layout: &Layout, name: &MachineName, until_reboot: bool) -> sys::Result<Option<(PathBuf, PathBuf)>> {
     let Some(target) = config::definition(layout, name) else { return Ok(None) };
     let link = link(layout, name, until_reboot);
-    if std::fs::read_link(&link).is_ok_and(|now| now == target) {
+    if file::read_link(&link).is_ok_and(|now| now == target) {
         return Ok(None);
     }
     let dir = layout.autostart(until_reboot);
-    std::fs::create_dir_all(dir).call(|| format!("mkdir('{}')", dir.display()))?;
-    if std::fs::symlink_metadata(&link).is_ok_and(|m| m.is_symlink()) {
-        std::fs::remove_file(&link).call(|| format!("unlink('{}')", link.display()))?;
+    file::make_dirs(dir)?;
+    if file::symlink_metadata(&link).is_ok_and(|m| m.is_symlink()) {
+        file::remove(&link)?;
     }
     let call = || format!("symlink('{}', '{}')", target.display(), link.display());
     std::os::unix::fs::symlink(&target, &link).call(call)?;
@@ -33,17 +34,17 @@ pub fn enable(layout: &Layout, name: &MachineName, until_reboot: bool) -> sys::R
 /// Takes that back; gives the link, if there was one. What is no link is nothing that we made.
 pub fn disable(layout: &Layout, name: &MachineName, until_reboot: bool) -> sys::Result<Option<PathBuf>> {
     let link = link(layout, name, until_reboot);
-    if !std::fs::symlink_metadata(&link).is_ok_and(|m| m.is_symlink()) {
+    if !file::symlink_metadata(&link).is_ok_and(|m| m.is_symlink()) {
         return Ok(None);
     }
-    std::fs::remove_file(&link).call(|| format!("unlink('{}')", link.display()))?;
+    file::remove(&link)?;
     Ok(Some(link))
 }
 
 /// Every machine that has such a link.
 pub fn enabled(layout: &Layout) -> Vec<MachineName> {
     let dirs = [layout.autostart(true), layout.autostart(false)];
-    let links = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+    let links = dirs.iter().filter_map(|dir| file::list(dir).ok()).flatten().flatten();
     let links = links.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
     let names = links.filter_map(|link| {
         let file = link.file_name();

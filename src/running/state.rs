@@ -18,6 +18,7 @@ use crate::cgroup;
 use crate::plan::limits::Limit;
 use crate::plan::seccomp::SyscallPolicy;
 use crate::spec::{IdRange, InitKind, Layout, MachineName, ProcessLimits, Resources, RestartPolicy};
+use crate::sys::file;
 use crate::sys::{self, Context as _, Errno, Error, process};
 
 /// Where a machine is in its life.
@@ -184,7 +185,7 @@ impl RunDir {
 
     /// The state that a killed supervisor left.
     pub fn left_over(&self) -> Option<State> {
-        let text = std::fs::read(self.path.join(FILE)).ok()?;
+        let text = file::read(self.path.join(FILE)).ok()?;
         serde_json::from_slice(&text).ok()
     }
 
@@ -223,7 +224,7 @@ pub fn make_private_dir(path: &Path) -> sys::Result<()> {
     let result = match make() {
         Err(rustix::io::Errno::NOENT) => {
             let parent = path.parent().unwrap_or(path);
-            std::fs::create_dir_all(parent).call(|| format!("mkdir('{}')", parent.display()))?;
+            file::make_dirs(parent)?;
             make()
         }
         other => other,
@@ -258,10 +259,10 @@ pub fn read(layout: &Layout, name: &MachineName) -> sys::Result<Option<State>> {
     if !is_locked(&dir)? {
         return Ok(None);
     }
-    let text = match std::fs::read(path.join(FILE)) {
+    let text = match file::read(path.join(FILE)) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).call(|| format!("read('{}/{FILE}')", path.display())),
+        Err(e) if e.errno == Errno::ENOENT => return Ok(None),
+        Err(e) => return Err(e),
     };
     let broken = || Error { call: format!("reading '{}/{FILE}'", path.display()), errno: Errno::EBADMSG };
     serde_json::from_slice(&text).map(Some).map_err(|_| broken())
@@ -269,7 +270,7 @@ pub fn read(layout: &Layout, name: &MachineName) -> sys::Result<Option<State>> {
 
 /// The state that a supervisor which was killed has left of a machine, if none owns it by now.
 pub fn abandoned(layout: &Layout, name: &MachineName) -> Option<State> {
-    let text = std::fs::read(layout.run_dir(name).join(FILE)).ok()?;
+    let text = file::read(layout.run_dir(name).join(FILE)).ok()?;
     let state = serde_json::from_slice(&text).ok()?;
     // Asked afterwards, so that it is not what an owner is about to write.
     is_owned(layout, name).is_ok_and(|owned| !owned).then_some(state)
@@ -306,7 +307,7 @@ fn has_owner(lock: &OwnedFd) -> sys::Result<bool> {
 
 /// Names of the machines that have a run directory, running or left over.
 pub fn names(layout: &Layout) -> Vec<MachineName> {
-    let Ok(entries) = std::fs::read_dir(layout.run_root().join("machines")) else { return Vec::new() };
+    let Ok(entries) = file::list(layout.run_root().join("machines")) else { return Vec::new() };
     let names = entries.filter_map(|e| MachineName::parse(e.ok()?.file_name().to_str()?).ok());
     let mut names: Vec<_> = names.collect();
     names.sort();

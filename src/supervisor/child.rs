@@ -19,6 +19,7 @@ use crate::plan::{Plan, Stdio};
 use crate::rootfs::mounts::{ApiMounts, Mounter, attach_root, enter_root};
 use crate::rootfs::{Ids, Stacking, build, init};
 use crate::spec::{IdMapEntry, IdsOf};
+use crate::sys::file;
 use crate::sys::mount::{self, Attributes, Propagation};
 use crate::sys::namespace::{self, Kind};
 use crate::sys::path::RootFd;
@@ -150,7 +151,7 @@ fn start_clock_at_zero() -> Result<(), StepError> {
         let (s, n) = if nanoseconds == 0 { (-seconds, 0) } else { (-seconds - 1, 1_000_000_000 - nanoseconds) };
         text.push_str(&format!("{name} {s} {n}\n"));
     }
-    std::fs::write("/proc/self/timens_offsets", text).call(|| "write('/proc/self/timens_offsets')".into()).doing(doing)
+    file::write("/proc/self/timens_offsets", text).doing(doing)
 }
 
 /// Writes the id maps of `pid` and gives its user namespace; nothing for a machine without one.
@@ -159,12 +160,10 @@ fn write_maps(setup: &Setup<'_>, pid: i32) -> Result<Option<OwnedFd>, StepError>
     let line = format!("0 {} {}\n", range.shift, range.size);
     for file in ["uid_map", "gid_map"] {
         let path = format!("/proc/{pid}/{file}");
-        std::fs::write(&path, &line).call(|| format!("write('{path}', '{}')", line.trim_end())).map_err(|cause| {
-            StepError {
-                doing: format!("cannot map ids {}..{}", range.shift, range.shift.saturating_add(range.size)),
-                cause: Some(cause),
-                hint: None,
-            }
+        file::set(&path, &line).map_err(|cause| StepError {
+            doing: format!("cannot map ids {}..{}", range.shift, range.shift.saturating_add(range.size)),
+            cause: Some(cause),
+            hint: None,
         })?;
     }
     open_userns(pid).map(Some).doing(|| "cannot open the machine's user namespace".into())
@@ -212,7 +211,7 @@ fn make_userns(map: &[IdMapEntry], shift: u32, root: &RootFd) -> sys::Result<Own
             // A map without entries is no map; one entry for an id that no process has keeps the rest unmapped.
             let lines = if lines.is_empty() { format!("{0} {0} 1\n", u32::MAX - 1) } else { lines };
             let path = format!("/proc/{pid}/{file}");
-            std::fs::write(&path, lines).call(|| format!("write('{path}')"))?;
+            file::write(&path, lines)?;
         }
         open_userns(pid.as_raw())
     })();

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::FcntlArg;
 
+use super::file;
+use super::read_text;
 use super::{Context, Errno, Error, Result};
 
 /// Who else may hold a lock.
@@ -70,7 +72,7 @@ impl LockFile {
         if !self.is_last()? {
             return Ok(());
         }
-        std::fs::remove_file(&self.path).call(|| format!("unlink('{}')", self.path.display()))
+        file::remove(&self.path)
     }
 
     /// Whether no other process holds the file; if so, none can from now on. If not, it is no longer ours.
@@ -89,7 +91,7 @@ impl Drop for LockFile {
     fn drop(&mut self) {
         if !self.released && self.is_last().unwrap_or(false) {
             // A file left behind is harmless: it is not locked, and the next holder takes it as it is.
-            let _ = std::fs::remove_file(&self.path);
+            let _ = file::remove(&self.path);
         }
     }
 }
@@ -117,15 +119,15 @@ pub fn wait(path: &Path, patience: Duration) -> Result<File> {
 /// is for error messages only.
 pub fn find_holder(files: impl IntoIterator<Item = PathBuf>) -> Option<String> {
     let identity = |stat: std::fs::Metadata| (stat.dev(), stat.ino());
-    let files: Vec<_> = files.into_iter().filter_map(|file| std::fs::metadata(file).ok()).map(identity).collect();
+    let files: Vec<_> = files.into_iter().filter_map(|file| file::metadata(file).ok()).map(identity).collect();
     let holds_one = |process: &Path| {
-        let fds = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-        fds.filter_map(|fd| std::fs::metadata(fd.path()).ok()).any(|stat| files.contains(&identity(stat)))
+        let fds = file::list(process.join("fd")).into_iter().flatten().flatten();
+        fds.filter_map(|fd| file::metadata(fd.path()).ok()).any(|stat| files.contains(&identity(stat)))
     };
-    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+    for process in file::list("/proc").ok()?.flatten() {
         let pid = process.file_name().into_string().unwrap_or_default();
         if pid.bytes().all(|b| b.is_ascii_digit()) && holds_one(&process.path()) {
-            let program = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            let program = read_text(process.path().join("comm")).unwrap_or_default();
             return Some(format!("process {pid}, {}", program.trim_end().escape_debug()));
         }
     }

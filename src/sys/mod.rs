@@ -10,6 +10,7 @@ pub mod btrfs;
 pub mod channel;
 pub mod errno_as_number;
 pub mod exe_seal;
+pub mod file;
 pub mod lock;
 pub mod message;
 pub mod mount;
@@ -47,6 +48,12 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        Self::from_raw_os_error(error.errno as i32)
+    }
+}
 
 /// Result of a system call.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawMode, ResolveFlags, Stat};
 
+use super::file;
 use super::{Context, Errno, Error, Result};
 
 /// Descriptor of the root directory of an untrusted tree.
@@ -103,7 +104,7 @@ impl RootFd {
     fn shown(fd: BorrowedFd<'_>) -> Result<PathBuf> {
         use std::os::fd::AsRawFd;
         let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        std::fs::read_link(&link).call(|| format!("readlink('{link}')"))
+        file::read_link(&link)
     }
 
     /// Opens the place `path` for mounting on it, making missing directories (and at the end a file when

@@ -9,6 +9,9 @@ use nix::unistd::Pid;
 
 use super::{Context, Errno, Error, Result, check, read_text};
 
+/// Path of the program that runs.
+pub const THIS_PROGRAM: &str = "/proc/self/exe";
+
 /// Flags for new namespaces and for [`setns`], from `<linux/sched.h>`.
 pub mod ns {
     /// Mounts.
@@ -45,7 +48,7 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
 /// The number of the process behind a pidfd, in the PID namespace of `/proc`; ESRCH if it has been reaped.
 pub fn pidfd_number(pidfd: impl AsFd) -> Result<Pid> {
     let path = format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd());
-    let text = std::fs::read_to_string(&path).call(|| format!("read('{path}')"))?;
+    let text = read_text(&path)?;
     let number = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
     let number = number.filter(|number| *number > 0);
     number.map(Pid::from_raw).ok_or(Error { call: format!("read('{path}')"), errno: Errno::ESRCH })
@@ -193,6 +196,16 @@ fn load_filter(program: &[FilterInsn]) -> Result<()> {
     // SAFETY: `prog` points at `program`, which outlives the call; the kernel only reads it.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const prog) };
     check(result).call(name).map(drop)
+}
+
+/// This program again, by whatever path it came and even if its file has been replaced: the only program that we run
+/// on the host.
+#[allow(clippy::disallowed_methods, reason = "the one place that names a program")]
+pub fn this_program() -> std::process::Command {
+    use std::os::unix::process::CommandExt as _;
+    let mut command = std::process::Command::new(THIS_PROGRAM);
+    command.arg0("machinist");
+    command
 }
 
 /// Makes `command` run with this soft limit of open files (`RLIMIT_NOFILE`).
@@ -443,7 +456,7 @@ pub fn random(buffer: &mut [u8]) -> Result<()> {
 pub fn trim_memory() {
     // SAFETY: returns free heap pages; no pointer of ours is touched.
     unsafe { libc::malloc_trim(0) };
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
+    let Ok(maps) = read_text("/proc/self/maps") else { return };
     for line in maps.lines() {
         let mut words = line.split_ascii_whitespace();
         let (Some(range), Some(mode)) = (words.next(), words.next()) else { continue };

@@ -4,6 +4,7 @@ use rustix::process::{Rlimit, getrlimit, setrlimit};
 
 pub use rustix::process::Resource;
 
+use super::file;
 use super::{Context as _, Result};
 
 /// The soft and the hard limit; `None` is no limit.
@@ -35,5 +36,5 @@ const OOM_SCORE_ADJUST: &str = "/proc/self/oom_score_adj";
 ///
 /// `/proc` must be the host's, since that of a machine may be anything.
 pub fn set_oom_score_adjust(value: i32) -> Result<()> {
-    std::fs::write(OOM_SCORE_ADJUST, value.to_string()).call(|| format!("write('{OOM_SCORE_ADJUST}', '{value}')"))
+    file::set(OOM_SCORE_ADJUST, &value.to_string())
 }

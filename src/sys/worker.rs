@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
+use super::file;
 use super::process::{self, Ended, exit_now};
 use super::{Context, Errno, Error, Result, check};
 
@@ -285,7 +286,7 @@ fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, sibling: bool) -> Res
 
 /// How many threads this process has, if `/proc` is mounted and shows it.
 fn threads() -> Option<usize> {
-    std::fs::read_dir("/proc/self/task").ok().map(Iterator::count)
+    file::list("/proc/self/task").ok().map(Iterator::count)
 }
 
 #[cfg(test)]

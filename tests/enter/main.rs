@@ -2,7 +2,7 @@
 //!
 //! One process with one thread, because cases fork; they run one after the other. `cargo test --test enter NAME`
 //! runs those whose name contains NAME. Nothing is skipped: without root every case fails.
-
+#![allow(clippy::disallowed_methods, reason = "tests run programs and fail with a backtrace where a file is missing")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a test program speaks to whoever runs it")]
 
 mod caller;

@@ -3,6 +3,7 @@
 //! What a plain machine cannot show: systemd as the host's PID 1, control groups of one hierarchy with all
 //! controllers, real bus names, a reboot of the host. A boot is dear, so a script makes many claims; each test holds the
 //! list of all that must be made, and a script that ends early fails by it.
+#![allow(clippy::disallowed_methods, reason = "tests run programs and fail with a backtrace where a file is missing")]
 
 mod support;
 

@@ -11,6 +11,7 @@ use super::state::Daemon;
 use crate::config;
 use crate::image::{Image, ImageKind};
 use crate::spec::{MachineName, MachineSpec, RootSource};
+use crate::sys::file;
 
 /// A definition whose name is no image's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +72,7 @@ impl Defined {
 
 /// Time of the last change of a file, in microseconds since 1970.
 fn changed(path: &Path) -> Option<u64> {
-    let time = std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let time = file::metadata(path).ok()?.modified().ok();
     let since = time.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
     since.and_then(|t| u64::try_from(t.as_micros()).ok())
 }

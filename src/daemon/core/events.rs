@@ -19,6 +19,7 @@ use crate::plan::limits::Limit;
 use crate::running::state;
 use crate::running::view::Summary;
 use crate::spec::MachineName;
+use crate::sys::file;
 use crate::sys::{self, Context as _};
 
 /// Follows the run directories until the daemon ends.
@@ -31,7 +32,7 @@ pub(crate) async fn follow(daemon: Arc<Daemon>) {
 async fn try_follow(daemon: &Arc<Daemon>) -> sys::Result<()> {
     let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).call(|| "inotify_init".into())?;
     let top = daemon.layout.run_root().join("machines");
-    std::fs::create_dir_all(&top).call(|| format!("mkdir('{}')", top.display()))?;
+    file::make_dirs(&top)?;
     let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
     inotify::add_watch(&fd, &top, flags).call(|| format!("inotify_add_watch('{}')", top.display()))?;
     let fd = AsyncIo::<_, Shared>::new_nonblocking(&daemon.runtime, fd).call(|| "watching inotify".into())?;

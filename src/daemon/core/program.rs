@@ -14,6 +14,7 @@ use super::error::{Failure, Outcome};
 use super::registry::Process;
 use super::state::{Daemon, ended};
 use crate::report::{Event, Kind, Line, OpError};
+use crate::sys::process::this_program;
 
 /// Variables that are meant for the daemon alone.
 const OURS: [&str; 7] =
@@ -49,8 +50,8 @@ pub(crate) fn warnings(events: &[Event]) -> impl Iterator<Item = &str> {
 impl Daemon {
     /// This program with `arguments`, for the same places on the host.
     pub(crate) fn program(&self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Command {
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("machinist").arg("--root").arg(self.layout.root());
+        let mut command = this_program();
+        command.arg("--root").arg(self.layout.root());
         command.args(arguments.into_iter().map(Into::into)).env("NO_COLOR", "1").process_group(0);
         // It must not ask us to do what we ask of it.
         command.env("MACHINIST_BY_DAEMON", "1");

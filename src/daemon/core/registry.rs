@@ -7,13 +7,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::unistd::Pid;
 
 use crate::spec::Layout;
+use crate::sys::file;
 use crate::sys::{self, Context as _, process};
 
 /// Name of the machine that stands for the host.
@@ -136,9 +136,9 @@ impl Registry {
     /// Reads the state files; those of machines that are gone are removed.
     pub(crate) fn load(layout: &Layout) -> sys::Result<Self> {
         let dir = layout.machine_states();
-        std::fs::create_dir_all(&dir).call(|| format!("mkdir('{}')", dir.display()))?;
+        file::make_dirs(&dir)?;
         let mut registry = Self { dir, machines: BTreeMap::new(), by_leader: HashMap::new(), changes: 0 };
-        let entries = std::fs::read_dir(&registry.dir).call(|| format!("readdir('{}')", registry.dir.display()))?;
+        let entries = file::list(&registry.dir)?;
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with("unit:") || name.starts_with('.') {
@@ -214,13 +214,12 @@ impl Registry {
         let path = self.dir.join(&machine.name);
         // Hidden, so that no reader takes it for a machine's while it is written.
         let temporary = self.dir.join(format!(".#{}", machine.name));
-        std::fs::write(&temporary, text(machine)).call(|| format!("write('{}')", temporary.display()))?;
-        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o644))
-            .call(|| format!("chmod('{}')", temporary.display()))?;
-        std::fs::rename(&temporary, &path).call(|| format!("rename('{}')", path.display()))?;
+        file::write(&temporary, text(machine))?;
+        file::set_mode(&temporary, 0o644)?;
+        file::rename(&temporary, &path)?;
         if !machine.unit.is_empty() && machine.subgroup.is_empty() {
             let link = self.link(&machine.unit);
-            let _ = std::fs::remove_file(&link);
+            let _ = file::remove(&link);
             std::os::unix::fs::symlink(&machine.name, &link).call(|| format!("symlink('{}')", link.display()))?;
         }
         Ok(())
@@ -234,19 +233,19 @@ impl Registry {
         // Gone already is as good; anything else will show as a file that the next start takes away.
         if let Some(unit) = unit {
             let link = self.link(unit);
-            if std::fs::read_link(&link).is_ok_and(|target| target == Path::new(name)) {
-                let _ = std::fs::remove_file(link);
+            if file::read_link(&link).is_ok_and(|target| target == Path::new(name)) {
+                let _ = file::remove(link);
             }
         }
-        let _ = std::fs::remove_file(self.dir.join(name));
+        let _ = file::remove(self.dir.join(name));
     }
 
     fn remove_stray_links(&self) {
-        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+        for entry in file::list(&self.dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let stray = || std::fs::read_link(entry.path()).is_ok_and(|t| !self.dir.join(t).exists());
+            let stray = || file::read_link(entry.path()).is_ok_and(|t| !self.dir.join(t).exists());
             if name.to_string_lossy().starts_with("unit:") && stray() {
-                let _ = std::fs::remove_file(entry.path());
+                let _ = file::remove(entry.path());
             }
         }
     }
@@ -353,11 +352,11 @@ fn unquote(value: &str) -> String {
 /// A machine out of its file; `None` if it is gone or the file is no good.
 fn read(path: &Path) -> Option<Machine> {
     const LARGEST: u64 = 64 * 1024;
-    let metadata = std::fs::symlink_metadata(path).ok()?;
+    let metadata = file::symlink_metadata(path).ok()?;
     if !metadata.is_file() || metadata.len() > LARGEST {
         return None;
     }
-    parse(&String::from_utf8(std::fs::read(path).ok()?).ok()?)
+    parse(&String::from_utf8(file::read(path).ok()?).ok()?)
 }
 
 fn parse(text: &str) -> Option<Machine> {

@@ -14,6 +14,7 @@ use super::registry::{Class, Machine, Process, group_of};
 use super::state::{Daemon, lock};
 use crate::bus::systemd1::{Manager, TASKS_MAX};
 use crate::spec::scope_unit;
+use crate::sys::file;
 use crate::sys::{Errno, process};
 
 /// How long systemd may take for the job of a scope. It has limits of its own; this is for one that hangs.
@@ -144,7 +145,7 @@ fn signal_members(machine: &Machine, signal: i32) -> Outcome {
     if !separate && (machine.group.len() <= 1 || shared) {
         return Ok(process::pidfd_send_signal(machine.leader.pidfd(), signal)?);
     }
-    let entries = std::fs::read_dir("/proc").map_err(Failure::failed)?;
+    let entries = file::list("/proc").map_err(Failure::failed)?;
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     for pid in pids.filter(|pid| *pid != leader) {
         // Held before it is looked at: what is signalled is what was looked at, or nothing.

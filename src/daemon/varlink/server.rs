@@ -17,6 +17,7 @@ use super::wire::{self, Answer, Incoming, Refusal, Reply, Request};
 use super::{images, machines, users};
 use crate::daemon::core::caller::{Caller, Sender};
 use crate::daemon::core::state::{Daemon, Level, lock};
+use crate::sys::file;
 use crate::sys::{self, Context as _, Errno, socket};
 
 /// Connections at once, of all users together and of each but root; fewer if the limit of open files is low.
@@ -42,7 +43,7 @@ impl Drop for Sockets {
         for (path, id) in &self.made {
             // Another daemon may have put its own there since.
             if identity(path) == Some(*id) {
-                let _ = std::fs::remove_file(path);
+                let _ = file::remove(path);
             }
         }
     }
@@ -50,7 +51,7 @@ impl Drop for Sockets {
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt as _;
-    std::fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
+    file::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
 /// Makes the sockets if `own`, takes those that the service manager passed, and serves them.
@@ -99,7 +100,7 @@ fn listen(path: &Path) -> sys::Result<OwnedFd> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
         return Err(sys::Error { call: format!("listen('{}')", path.display()), errno: Errno::EINVAL });
     };
-    std::fs::create_dir_all(dir).call(|| format!("mkdir('{}')", dir.display()))?;
+    file::make_dirs(dir)?;
     let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .call(|| format!("open('{}')", dir.display()))?;
     socket::listen_stream_in(dir, name)

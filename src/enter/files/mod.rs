@@ -10,7 +10,6 @@ mod error;
 mod leader;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::Command;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -23,6 +22,7 @@ pub use error::InsideError;
 use super::helper::{self, Helper};
 use crate::sys::Errno;
 use crate::sys::path::RootFd;
+use crate::sys::process::this_program;
 use crate::tree::metadata;
 use error::Outcome;
 use leader::Leader;
@@ -59,7 +59,7 @@ pub enum Answer {
 /// # Errors
 /// ETIMEDOUT when it took longer than `limit`, ESRCH when the machine has ended, else what went wrong there.
 pub fn ask(leader: impl AsFd, request: &Request, limit: Option<Duration>) -> Outcome<(Answer, Option<OwnedFd>)> {
-    let mut command = Command::new(helper::PROGRAM);
+    let mut command = this_program();
     command.arg(VERB).current_dir("/");
     let helper = Helper::start(command, leader, request)?;
     let answer = helper.answer::<Outcome<Answer>>(limit);

@@ -19,6 +19,7 @@ use std::time::Duration;
 use users::HostIds;
 
 use crate::spec::{ID_RANGE_SIZE, IdRange, Layout, MachineName, UserMode};
+use crate::sys::file;
 use crate::sys::lock::{self, LockFile};
 use crate::sys::{self, Context, Errno};
 
@@ -259,7 +260,7 @@ fn remember(layout: &Layout, name: &MachineName, range: IdRange) -> Result<(), I
         let mut file = opened.call(|| format!("open('{}')", new.display()))?;
         let text = format!("{} {}\n", range.shift, range.size);
         file.write_all(text.as_bytes()).call(|| format!("write('{}')", new.display()))?;
-        std::fs::rename(&new, &path).call(|| format!("rename('{}')", path.display()))
+        file::rename(&new, &path)
     };
     match write() {
         // A host that keeps no state picks by name each time, and mostly gets the same.

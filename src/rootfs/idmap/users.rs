@@ -4,13 +4,13 @@
 //! supervisor. So the files are read here, and the library is asked only where `nsswitch.conf` names a source
 //! that could know more than the files do.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
 use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::spec::IdRange;
 use crate::sys::{self, Context};
+use crate::sys::{Errno, file};
 
 /// Directories in which the `systemd` source finds users that are in no other place.
 const USERDB_DROP_INS: [&str; 5] =
@@ -74,10 +74,10 @@ fn overlap(a: IdRange, b: IdRange) -> bool {
 
 /// The text of a file; none at all is an empty one.
 fn read(path: &str) -> sys::Result<String> {
-    match std::fs::read(path) {
+    match file::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(String::new()),
-        Err(e) => Err(e).call(|| format!("read('{path}')")),
+        Err(e) if e.errno == Errno::ENOENT => Ok(String::new()),
+        Err(e) => Err(e),
     }
 }
 
@@ -127,10 +127,10 @@ fn userdb_knows_more() -> sys::Result<bool> {
     if USERDB_DROP_INS.iter().any(|dir| Path::new(dir).exists()) {
         return Ok(true);
     }
-    match std::fs::read_dir(USERDB_SERVICES) {
+    match file::list(USERDB_SERVICES) {
         Ok(entries) => Ok(entries.flatten().any(|entry| entry.file_name() != USERDB_OF_PID1)),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e).call(|| format!("open('{USERDB_SERVICES}')")),
+        Err(e) if e.errno == Errno::ENOENT => Ok(false),
+        Err(e) => Err(e),
     }
 }
 

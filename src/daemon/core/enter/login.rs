@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::process::Command;
 
 use super::helper::{self, Answer, LIMIT, Visit};
 use super::job::Job;
@@ -10,6 +9,7 @@ use crate::daemon::core::error::Outcome;
 use crate::enter::helper::Helper;
 use crate::spec::{Layout, MachineName};
 use crate::sys::Errno;
+use crate::sys::process::this_program;
 
 /// A login on a new terminal of a machine.
 #[derive(Debug)]
@@ -25,8 +25,8 @@ impl Login {
     /// # Errors
     /// One line that says why.
     pub fn open(layout: &Layout, name: &MachineName, leader: &OwnedFd, sealed: bool) -> Result<Self, String> {
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("machinist").arg("--root").arg(layout.root()).process_group(0);
+        let mut command = this_program();
+        command.arg("--root").arg(layout.root()).process_group(0);
         let visit = Visit { name: name.as_str().to_owned(), job: Job::Login { root_shell: true } };
         let helper = helper::start(command, leader, &visit, sealed).map_err(|failure| failure.text)?;
         let error = match helper.answer::<Outcome<Answer>>(Some(LIMIT)) {
