@@ -71,7 +71,7 @@ const MACHINED: [&str; 33] = [
 ];
 
 /// Of `scripts/units`.
-const UNITS: [&str; 31] = [
+const UNITS: [&str; 36] = [
     "it installs",
     "a machine starts in a scope",
     "systemd takes it for one machine",
@@ -89,6 +89,11 @@ const UNITS: [&str; 31] = [
     "and the group is below ours",
     "it stops without a bus",
     "nothing is left of it",
+    "a named machine is started by systemd",
+    "and stopped",
+    "the verbs have something to tell",
+    "systemd or we, start and stop print the same, also with --json",
+    "nothing is left of these",
     "the plan has it in its unit",
     "a watched service starts",
     "its supervisor makes its own group where systemd does not",
