@@ -9,12 +9,13 @@ use super::systemd;
 use super::via::{Verb, Via};
 use crate::bus::Bus;
 use crate::bus::systemd1;
-use crate::config;
+use crate::config::{self, ConfigError};
 use crate::plan::unit;
 use crate::report::{OpError, What};
 use crate::running::autostart;
 use crate::running::state;
 use crate::spec::MachineName;
+use crate::sys::file;
 
 impl Ops {
     /// Has machines start with the host; with `now` they are started, too.
@@ -40,7 +41,15 @@ impl Ops {
     /// Has machines not start with the host any more; with `now` they are stopped, too.
     pub fn disable(&self, names: &[String], now: bool) -> Result<(), OpError> {
         let mut failures = Failures::new(&self.events);
-        let names = names.iter().map(|name| machine_name(name)).collect::<Result<Vec<_>, _>>()?;
+        let mut names = names.iter().map(|name| machine_name(name)).collect::<Result<Vec<_>, _>>()?;
+        // A name that was never there is a typing error; a link outlives its definition and must go.
+        names.retain(|name| match config::load(&self.layout, name.as_str()) {
+            Err(error @ ConfigError::NotFound { .. }) if !self.has_link(name) && !self.runs(name) => {
+                failures.add(error.into());
+                false
+            }
+            _ => true,
+        });
         self.change_autostart(&names, false)?;
         for name in &names {
             match config::load(&self.layout, name.as_str()) {
@@ -65,6 +74,13 @@ impl Ops {
     }
 
     /// Asks systemd, or our own stand-in for it if we are not root; else makes or removes links ourselves.
+    /// Whether a link of ours or of systemd has it start with the host.
+    fn has_link(&self, name: &MachineName) -> bool {
+        let wants = self.layout.root().join("etc/systemd/system/machines.target.wants").join(unit::name(name));
+        let links = [autostart::link(&self.layout, name, false), autostart::link(&self.layout, name, true), wants];
+        links.iter().any(|link| file::symlink_metadata(link).is_ok())
+    }
+
     fn change_autostart(&self, names: &[MachineName], on: bool) -> Result<(), OpError> {
         let doing = |name: &MachineName| format!("cannot {} machine '{name}'", if on { "enable" } else { "disable" });
         let Some(first) = names.first() else { return Ok(()) };

@@ -2,10 +2,11 @@
 
 use super::context::{Ops, machine_name};
 use super::error;
+use crate::config::{self, ConfigError};
+use crate::host;
 use crate::report::{OpError, What};
 use crate::spec::Resources;
 use crate::supervisor::{self, MachineError};
-use crate::{config, host};
 
 impl Ops {
     /// Removes what a killed supervisor left of a machine.
@@ -13,7 +14,9 @@ impl Ops {
         let name = machine_name(name)?;
         let facts = host::probe().map_err(|e| OpError::call("cannot look at this host", &e))?;
         // A definition that is gone or broken only leaves less to go by.
-        let mut spec = config::load(&self.layout, name.as_str()).ok().map(|loaded| loaded.spec);
+        let loaded = config::load(&self.layout, name.as_str());
+        let unknown = matches!(loaded, Err(ConfigError::NotFound { .. })) && !self.layout.state_dir(&name).exists();
+        let mut spec = loaded.as_ref().ok().map(|loaded| loaded.spec.clone());
         // Nor does a limit that this host cannot enforce keep anything.
         spec.iter_mut().for_each(|spec| spec.resources = Resources::default());
         let found = supervisor::reap(&self.layout, &facts, &name, spec.as_ref()).map_err(|e| match e {
@@ -22,6 +25,12 @@ impl Ops {
             }
             e => error::machine(&format!("cannot clear machine '{name}' away"), &e),
         })?;
+        if let Err(error) = loaded
+            && unknown
+            && !found
+        {
+            return Err(error.into());
+        }
         self.events.done(&name, if found { What::Reaped } else { What::NothingLeft });
         Ok(())
     }

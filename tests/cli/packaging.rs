@@ -285,6 +285,7 @@ fn what_an_administrator_wrote_survives_reinstalling_and_uninstalling() {
     for dir in kept {
         assert!(said.contains(&format!("kept, as it is not empty: {dir}\n")), "{dir}: {said}");
     }
+    assert!(!said.contains("not empty: \n"), "f27: the root itself is not ours: {said}");
     assert_eq!(host.files(), ["/etc/default/machinist", "/etc/machinist/machines/web.toml"]);
     assert_eq!(fs::read_to_string(host.path("etc/default/machinist")).expect("text"), "MACHINES=web\n");
 }

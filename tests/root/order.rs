@@ -289,6 +289,15 @@ fn what_starts_with_the_host_is_started_once_and_in_order() {
     assert_eq!(machines.running(), ["d"]);
     assert!(machines.ok(&["status", "@d"]).stdout.contains("d - running\n"));
     machines.ok(&["disable", "--now", "@d"]);
+    // Neither definition, link nor machine is left to speak of.
+    for verb in ["disable", "reap", "start"] {
+        let unknown = machines.run(&[verb, "@never"]);
+        assert_eq!(unknown.status, 78, "f26: {verb}");
+        assert!(
+            machines.plain(&unknown.stderr).starts_with("error: there is no machine 'never'\n"),
+            "{verb}: {unknown:?}"
+        );
+    }
     let gone = machines.run(&["start", "@d"]);
     assert_eq!(gone.status, 78);
     assert!(machines.plain(&gone.stderr).starts_with("error: there is no machine 'd'\n"), "{gone:?}");

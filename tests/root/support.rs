@@ -198,7 +198,8 @@ impl Drop for Host {
         for machine in machines.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned())) {
             self.run(&["kill", &machine]);
             let deadline = Instant::now() + Duration::from_secs(10);
-            while self.run(&["reap", &machine]).status != 0 && Instant::now() < deadline {
+            let left = self.root().join("run/machinist/machines").join(&machine);
+            while self.run(&["reap", &machine]).status != 0 && left.exists() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
