@@ -17,7 +17,7 @@ use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{MaxValue, parse_max_value};
 use serde_json::{Map, Value};
 
-use super::{open_dir, read_at, write_at};
+use super::files::{open_dir, read_at, write_at};
 use crate::plan::limits::Limit;
 use crate::spec::{NumberSet, ResourceKey};
 use crate::sys::{Errno, Error, Result};

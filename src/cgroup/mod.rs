@@ -7,20 +7,23 @@
 //! controllers for its children has no processes itself has the supervisor in `supervisor/`, too. Files that set limits stay the host's; only what
 //! `cgroups(7)` lists for delegation is given to the machine's root.
 
+mod files;
 pub mod limits;
+mod tree;
 mod usage;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 
+use self::files::{open_dir, read_at, write_at};
 use crate::plan::CgroupPlan;
 use crate::sys::bpf;
 use crate::sys::file;
 use crate::sys::path::chown_at;
-use crate::sys::{Context as _, Errno, Error, READ_AT_ONCE, Result};
+use crate::sys::{Context as _, Errno, Error, Result};
 
 pub use usage::{Pressure, Stall, Usage, usage};
 
@@ -34,14 +37,12 @@ pub struct MachineGroup {
     unit: Option<String>,
 }
 
+/// How deep groups of the machine may be below its own, and how many there may be: the kernel keeps each in memory that
+/// is the host's, and whoever removes them walks all. Far beyond what systemd and nested containers make.
+const BOUNDS: [(&str, &str); 2] = [("cgroup.max.depth", "32"), ("cgroup.max.descendants", "8192")];
+
 /// Files of the payload's group that belong to the machine's root.
 const DELEGATED: [&str; 4] = [".", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
-
-fn open_dir(at: impl AsFd, path: impl AsRef<Path>) -> Result<OwnedFd> {
-    let path = path.as_ref();
-    rustix::fs::openat(at, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .call(|| format!("open cgroup '{}'", path.display()))
-}
 
 fn open_payload(machine: &OwnedFd, owner: u32) -> Result<OwnedFd> {
     let payload = open_dir(machine, "payload")?;
@@ -51,21 +52,6 @@ fn open_payload(machine: &OwnedFd, owner: u32) -> Result<OwnedFd> {
         }
     }
     Ok(payload)
-}
-
-fn write_at(dir: impl AsFd, file: &str, text: &str) -> Result<()> {
-    let call = || format!("write '{text}' to '{file}'");
-    let fd = rustix::fs::openat(dir, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).call(call)?;
-    rustix::io::write(&fd, text.as_bytes()).call(call).map(drop)
-}
-
-fn read_at(dir: impl AsFd, file: &str) -> Result<String> {
-    use std::io::Read as _;
-    let call = || format!("read '{file}'");
-    let fd = rustix::fs::openat(dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call(call)?;
-    let mut text = String::with_capacity(READ_AT_ONCE);
-    std::fs::File::from(fd).take(u64::MAX).read_to_string(&mut text).call(call)?;
-    Ok(text)
 }
 
 /// Path of a machine's group on the host.
@@ -109,6 +95,9 @@ impl MachineGroup {
         let enable: Vec<String> = controllers.split_ascii_whitespace().map(|c| format!("+{c}")).collect();
         if !enable.is_empty() {
             write_at(&dir, "cgroup.subtree_control", &enable.join(" "))?;
+        }
+        for (file, bound) in BOUNDS {
+            write_at(&dir, file, bound)?;
         }
         for name in if supervisor { &["payload", "supervisor"][..] } else { &["payload"] } {
             rustix::fs::mkdirat(&dir, *name, Mode::from_raw_mode(0o755))
@@ -204,9 +193,10 @@ pub fn remove(path: &Path) -> Result<()> {
     };
     kill(&dir)?;
     let deadline = Instant::now() + Duration::from_secs(10);
+    let (parent, name) = tree::parent(path)?;
     loop {
         wait_until_empty(&dir, deadline)?;
-        match remove_tree(path) {
+        match tree::remove(&parent, name) {
             // The last process may be gone for us and not yet for the group.
             Err(e) if e.errno == Errno::EBUSY && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(1));
@@ -221,7 +211,7 @@ pub fn kill(dir: impl AsFd) -> Result<()> {
     match write_at(&dir, "cgroup.kill", "1") {
         Err(e) if e.errno == Errno::ENOENT => {
             write_at(&dir, "cgroup.freeze", "0")?;
-            for pid in processes(&dir)? {
+            for (_, pid) in tree::processes(&dir)? {
                 match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL) {
                     Ok(()) | Err(Errno::ESRCH) => {}
                     Err(errno) => return Err(Error { call: format!("kill({pid})"), errno }),
@@ -240,7 +230,7 @@ pub fn kill_payload(path: &Path) -> Result<()> {
 
 /// Sends `signal` to every process of the payload of the machine at `path`.
 pub fn signal_payload(path: &Path, signal: i32) -> Result<()> {
-    for pid in processes(open_dir(rustix::fs::CWD, path.join("payload"))?)? {
+    for (_, pid) in tree::processes(open(&path.join("payload"))?)? {
         let Ok(pidfd) = crate::sys::process::pidfd_open(nix::unistd::Pid::from_raw(pid)) else { continue };
         match crate::sys::process::pidfd_send_signal(pidfd, signal) {
             Err(e) if e.errno != Errno::ESRCH => return Err(e),
@@ -274,39 +264,10 @@ pub fn ran_out_of_memory(path: &Path) -> bool {
 
 /// Every process below the group at `path`, with its group.
 pub fn members(path: &Path) -> Result<Vec<(PathBuf, i32)>> {
-    let dir = open_dir(rustix::fs::CWD, path)?;
-    let own = read_at(&dir, "cgroup.procs")?;
-    let mut members: Vec<_> =
-        own.lines().filter_map(|line| line.parse().ok()).map(|pid| (path.to_owned(), pid)).collect();
-    for child in children(&dir)? {
-        match self::members(&path.join(child)) {
-            // The guest may remove its groups at any moment.
-            Err(e) if e.errno != Errno::ENOENT && e.errno != Errno::ENODEV => return Err(e),
-            below => members.extend(below.into_iter().flatten()),
-        }
-    }
-    Ok(members)
-}
-
-fn processes(dir: impl AsFd) -> Result<Vec<i32>> {
-    let mut pids: Vec<i32> = read_at(&dir, "cgroup.procs")?.lines().filter_map(|l| l.parse().ok()).collect();
-    for child in children(&dir)? {
-        pids.extend(processes(open_dir(&dir, &child)?)?);
-    }
-    Ok(pids)
-}
-
-fn children(dir: impl AsFd) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    let list = rustix::fs::Dir::read_from(dir).call(|| "read a cgroup's directory".into())?;
-    for entry in list {
-        let entry = entry.call(|| "read a cgroup's directory".into())?;
-        let name = entry.file_name().to_string_lossy();
-        if entry.file_type().is_dir() && name != "." && name != ".." {
-            names.push(name.into_owned());
-        }
-    }
-    Ok(names)
+    let found = tree::processes(open(path)?)?.into_iter();
+    // A push of nothing would end the path with a slash.
+    let whole = |below: &Path| if below.as_os_str().is_empty() { path.to_owned() } else { path.join(below) };
+    Ok(found.map(|(group, pid)| (whole(&group), pid)).collect())
 }
 
 fn wait_until_empty(dir: &OwnedFd, deadline: Instant) -> Result<()> {
@@ -334,20 +295,5 @@ fn wait_for_event(dir: &OwnedFd, line: &str, deadline: Instant) -> Result<()> {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Error { call: "poll('cgroup.events')".into(), errno }),
         }
-    }
-}
-
-fn remove_tree(path: &Path) -> Result<()> {
-    let dir = match open_dir(rustix::fs::CWD, path) {
-        Ok(dir) => dir,
-        Err(e) if e.errno == Errno::ENOENT => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    for child in children(&dir)? {
-        remove_tree(&path.join(child))?;
-    }
-    match rustix::fs::unlinkat(rustix::fs::CWD, path, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-        Err(e) => Err(e).call(|| format!("rmdir cgroup '{}'", path.display())),
     }
 }

@@ -16,6 +16,7 @@ mod daemon_restart;
 mod daemon_transfer;
 mod devices;
 mod foreign;
+mod groups;
 mod images;
 mod images_machined;
 mod isolation;
