@@ -38,7 +38,7 @@ pub struct MachineGroup {
 }
 
 /// How deep groups of the machine may be below its own, and how many there may be: the kernel keeps each in memory that
-/// is the host's, and whoever removes them walks all. Far beyond what systemd and nested containers make.
+/// is the host's, and the end of the machine walks all of them. Far beyond what systemd and nested containers make.
 const BOUNDS: [(&str, &str); 2] = [("cgroup.max.depth", "32"), ("cgroup.max.descendants", "8192")];
 
 /// Files of the payload's group that belong to the machine's root.
